@@ -1,0 +1,350 @@
+"""WeightEdit: what every editing method returns and every exporter consumes.
+
+Per module `<component>.<path>` thin factors `B` (out, r) and `A` (r, in), for the few methods that
+need them dense deltas, one strength for all, and provenance. A closed form shares one `A` among all
+modules; it is then one tensor in memory and in the file.
+
+The numbers are stored in float32 and added in float64 with one rounding,
+`W' = cast(W.double() + strength * B @ A)`, so an edit of zero returns the base bit for bit.
+Undo is exact because the original maps are kept while an edit is applied, once per denoiser however
+many edits lie on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from editforge.errors import EditError, PackageError
+from editforge.files import check_finite, read_header, read_tensors, write_safetensors
+
+SCHEMA = "editforge.weight_edit/1"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The change B @ A of one map: `B` (out, r), `A` (r, in), both float32."""
+
+    B: Tensor
+    A: Tensor
+
+    def __post_init__(self) -> None:
+        if self.B.ndim != 2 or self.A.ndim != 2 or self.B.shape[1] != self.A.shape[0]:
+            got = f"B {tuple(self.B.shape)}, A {tuple(self.A.shape)}"
+            raise EditError("factors do not fit", got=got, allowed="B (out, r), A (r, in)")
+
+    @property
+    def rank(self) -> int:
+        """Columns of B: an upper bound of the rank of the change."""
+        return self.B.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the map."""
+        return self.B.shape[0], self.A.shape[1]
+
+
+@dataclass(frozen=True)
+class WeightEdit:
+    """A change of weights that can be applied, removed, scaled, added, compared, saved and loaded.
+
+    Args:
+        factors: module path, component first (`unet.down_blocks.0...to_k`), to its low-rank change.
+        dense: parameter name, component first, to a delta of the parameter's own shape.
+        strength: scales the whole change; 1 is the method's own edit, 0 the base bit for bit.
+        exact_rank: rank of the change if the factors hold it exactly, None if they were truncated.
+        provenance: plain JSON data: method, preset, family, base hash, erased concepts, checks.
+    """
+
+    factors: Mapping[str, LowRank]
+    dense: Mapping[str, Tensor] = field(default_factory=dict)
+    strength: float = 1.0
+    exact_rank: int | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.strength):
+            raise EditError("the strength is not a number", got=self.strength)
+        for name, pair in self.factors.items():
+            check_finite(pair.B, f"{name}.B")
+            check_finite(pair.A, f"{name}.A")
+        for name, delta in self.dense.items():
+            check_finite(delta, name)
+
+    @property
+    def rank(self) -> int:
+        """The largest number of factor columns of any module; 0 for an empty edit."""
+        return max((pair.rank for pair in self.factors.values()), default=0)
+
+    def scaled(self, strength: float) -> WeightEdit:
+        """The same edit with its strength multiplied by `strength`; negative values invert it."""
+        return replace(self, strength=self.strength * strength)
+
+    def __add__(self, other: WeightEdit) -> WeightEdit:
+        """The sum of both changes. Commutative; not the joint solution (methods.md 1.6)."""
+        if not isinstance(other, WeightEdit):
+            return NotImplemented
+        a, b = _base(self), _base(other)
+        if a and b and a != b:
+            raise EditError(
+                "the two edits belong to different base models",
+                got=f"{a[:12]} and {b[:12]}",
+                next="edit one base with both concepts: editforge erase X Y",
+            )
+        factors = {
+            name: _sum(self.factors.get(name), self.strength, other.factors.get(name), other.strength)
+            for name in sorted({*self.factors, *other.factors})
+        }
+        dense = {
+            name: sum(
+                (
+                    edit.dense[name].double() * edit.strength
+                    for edit in (self, other)
+                    if name in edit.dense
+                ),
+                start=torch.zeros((), dtype=torch.float64),
+            ).float()
+            for name in sorted({*self.dense, *other.dense})
+        }
+        exact = self.exact_rank is not None and other.exact_rank is not None
+        result = WeightEdit(factors, dense, 1.0, None, _join(self.provenance, other.provenance))
+        reduced = result.reduced()
+        return replace(reduced, exact_rank=reduced.rank if exact else None)
+
+    def reduced(self, tolerance: float = 1e-6) -> WeightEdit:
+        """The same change with no idle columns: QR of both factors, SVD of the small core.
+
+        Singular values below `tolerance` times the module's largest are dropped. The relative
+        Frobenius error is therefore below `tolerance * sqrt(rank)`. Raising it shrinks the file.
+        """
+        return replace(
+            self, factors={name: _reduce(pair, tolerance) for name, pair in self.factors.items()}
+        )
+
+    def difference(self, other: WeightEdit) -> float:
+        """|delta_a - delta_b| / |delta_a| over all modules, Frobenius; 0 means the same change."""
+        squares = [0.0, 0.0]
+        for name in {*self.factors, *other.factors}:
+            mine, theirs = self.factors.get(name), other.factors.get(name)
+            gap = _sum(mine, self.strength, theirs, -other.strength)
+            squares[0] += _square_norm(gap)
+            squares[1] += _square_norm(_sum(mine, self.strength, None, 0.0)) if mine else 0.0
+        for name in {*self.dense, *other.dense}:
+            zero = torch.zeros(())
+            a = self.dense.get(name, zero).double() * self.strength
+            b = other.dense.get(name, zero).double() * other.strength
+            squares[0] += float((a - b).square().sum())
+            squares[1] += float(a.square().sum())
+        if squares[1] == 0:
+            return 0.0 if squares[0] == 0 else math.inf
+        return math.sqrt(squares[0] / squares[1])
+
+    def delta(self, name: str) -> Tensor:
+        """strength * B @ A of one module, dense, float64."""
+        pair = self.factors[name]
+        return self.strength * (pair.B.double() @ pair.A.double())
+
+    def edited(self, name: str, weight: Tensor) -> Tensor:
+        """The weight with this edit added in float64, in the weight's own dtype: one rounding."""
+        if self.strength == 0:
+            return weight.clone()
+        delta = self.delta(name).to(weight.device)
+        return (weight.double() + delta).to(weight.dtype)
+
+    def apply(self, pipe: Any) -> None:
+        """Add this edit to the denoiser of `pipe`, in place. Undo with `remove`.
+
+        Raises:
+            EditError: a module is missing or has another shape; nothing is changed then.
+        """
+        parameters = {name: _parameter(pipe, f"{name}.weight") for name in self.factors}
+        parameters |= {name: _parameter(pipe, name) for name in self.dense}
+        for name, parameter in parameters.items():
+            want = self.factors[name].shape if name in self.factors else self.dense[name].shape
+            if tuple(parameter.shape) != tuple(want):
+                got = f"{tuple(want)} for a weight of {tuple(parameter.shape)}"
+                raise EditError(f"the edit does not fit {name}", got=got, next="use its own base")
+        ledger = _ledger(pipe)
+        for name, parameter in parameters.items():
+            ledger.originals.setdefault(name, (parameter, parameter.detach().clone()))
+        ledger.edits.append(self)
+        ledger.write()
+
+    def remove(self, pipe: Any) -> None:
+        """Take this edit off again; without any edit left the weights are the original bits.
+
+        Raises:
+            EditError: this edit is not applied to `pipe`.
+        """
+        ledger = _ledger(pipe)
+        for position, edit in enumerate(ledger.edits):
+            if edit is self:
+                del ledger.edits[position]
+                ledger.write()
+                return
+        raise EditError("this edit is not applied to this pipeline")
+
+    @contextmanager
+    def applied(self, pipe: Any) -> Iterator[Any]:
+        """`with edit.applied(pipe):` the edited pipeline; the original weights afterwards."""
+        self.apply(pipe)
+        try:
+            yield pipe
+        finally:
+            self.remove(pipe)
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file; equal edits give equal bytes."""
+        tensors: dict[str, Tensor] = {}
+        shared: dict[int, str] = {}
+        layout: dict[str, str] = {}
+        for name in sorted(self.factors):
+            pair = self.factors[name]
+            layout[name] = shared.setdefault(id(pair.A), f"A.{len(shared):04d}")
+            tensors[layout[name]] = pair.A.float()
+            tensors[f"B.{name}"] = pair.B.float()
+        tensors |= {f"dense.{name}": delta.float() for name, delta in self.dense.items()}
+        body = {
+            "schema": SCHEMA,
+            "strength": self.strength,
+            "exact_rank": self.exact_rank,
+            "shared": layout,
+            "provenance": dict(self.provenance),
+        }
+        text = json.dumps(body, sort_keys=True, allow_nan=False)
+        write_safetensors(Path(path), tensors, {"editforge.weight_edit": text})
+
+    @classmethod
+    def load(cls, path: Path | str) -> WeightEdit:
+        """Read what `save` wrote.
+
+        Raises:
+            PackageError: the file is damaged, not finite, or not a WeightEdit.
+        """
+        path = Path(path)
+        metadata, table = read_header(path)
+        try:
+            body = json.loads(metadata["editforge.weight_edit"])
+            if body["schema"] != SCHEMA:
+                raise KeyError(body["schema"])
+            tensors = read_tensors(path, table)
+            factors = {
+                name: LowRank(tensors[f"B.{name}"], tensors[shared])
+                for name, shared in body["shared"].items()
+            }
+            dense = {n.removeprefix("dense."): t for n, t in tensors.items() if n.startswith("dense.")}
+            strength, rank = float(body["strength"]), body["exact_rank"]
+            return cls(factors, dense, strength, rank, body["provenance"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PackageError(
+                f"{path.name} is not a WeightEdit of this version",
+                got=str(error),
+                allowed=SCHEMA,
+                next="run the recipe again",
+            ) from None
+
+    def save_lora(self, folder: Path | str) -> Path:
+        """Write `pytorch_lora_weights.safetensors`, which `pipe.load_lora_weights(folder)` reads."""
+        from editforge.package.lora import write_lora
+
+        return write_lora(self, Path(folder))
+
+
+@dataclass
+class _Ledger:
+    """Which edits lie on one denoiser, and the bits below them."""
+
+    originals: dict[str, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
+    edits: list[WeightEdit] = field(default_factory=list)
+
+    def write(self) -> None:
+        with torch.no_grad():
+            for name, (parameter, original) in self.originals.items():
+                parameter.copy_(_stacked(name, original, self.edits))
+        if not self.edits:
+            self.originals.clear()
+
+
+def _stacked(name: str, original: Tensor, edits: list[WeightEdit]) -> Tensor:
+    """The original plus all edits in float64, rounded once; the original itself if none acts."""
+    acting = [edit for edit in edits if edit.strength != 0 and name in {*edit.factors, *edit.dense}]
+    if not acting:
+        return original
+    total = original.double()
+    for edit in acting:
+        delta = (
+            edit.delta(name)
+            if name in edit.factors
+            else edit.strength * edit.dense[name].double()
+        )
+        total = total + delta.to(total.device)
+    return total.to(original.dtype)
+
+
+_ledgers: WeakKeyDictionary[nn.Module, _Ledger] = WeakKeyDictionary()
+
+
+def _ledger(pipe: Any) -> _Ledger:
+    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    if denoiser is None:
+        raise EditError("this object has no denoiser", got=type(pipe).__name__)
+    return _ledgers.setdefault(denoiser, _Ledger())
+
+
+def _parameter(pipe: Any, name: str) -> nn.Parameter:
+    component, _, path = name.partition(".")
+    try:
+        return getattr(pipe, component).get_parameter(path)
+    except AttributeError:
+        raise EditError(
+            f"the pipeline has no parameter {name}",
+            got=type(pipe).__name__,
+            next="unload LoRA adapters first (they rename modules), or use the edit's own base",
+        ) from None
+
+
+def _sum(a: LowRank | None, scale_a: float, b: LowRank | None, scale_b: float) -> LowRank:
+    pairs = [(pair, scale) for pair, scale in ((a, scale_a), (b, scale_b)) if pair is not None]
+    left = torch.cat([pair.B.double() * scale for pair, scale in pairs], dim=1)
+    right = torch.cat([pair.A.double() for pair, _ in pairs], dim=0)
+    return LowRank(left, right)
+
+
+def _reduce(pair: LowRank, tolerance: float) -> LowRank:
+    left, core_left = torch.linalg.qr(pair.B.double())
+    right, core_right = torch.linalg.qr(pair.A.double().T)
+    u, sigma, vh = torch.linalg.svd(core_left @ core_right.T)
+    largest = float(sigma[0]) if sigma.numel() else 0.0
+    keep = int((sigma > tolerance * largest).sum()) if largest > 0 else 0
+    root = sigma[:keep].sqrt()
+    B = (left @ u[:, :keep]) * root
+    A = root[:, None] * (vh[:keep] @ right.T)
+    return LowRank(B.float(), A.float())
+
+
+def _square_norm(pair: LowRank) -> float:
+    """|B A|_F^2 = trace(B^T B A A^T), without forming B A."""
+    B, A = pair.B.double(), pair.A.double()
+    return float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0))
+
+
+def _base(edit: WeightEdit) -> str:
+    return str(edit.provenance.get("base_sha256", ""))
+
+
+def _join(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    parts = [part for side in (a, b) for part in side.get("sum_of", [dict(side)])]
+    joined = dict(a)
+    joined["erased"] = [*a.get("erased", []), *b.get("erased", [])]
+    joined["combined"] = f"sum of {len(parts)} edits"
+    joined["sum_of"] = parts
+    return joined
