@@ -149,16 +149,15 @@ class WeightEdit:
         return math.sqrt(squares[0] / squares[1])
 
     def delta(self, name: str) -> Tensor:
-        """strength * B @ A of one module, dense, float64."""
+        """The change of one module's weight (or one dense parameter), float64, strength included."""
+        if name in self.dense:
+            return self.strength * self.dense[name].double()
         pair = self.factors[name]
         return self.strength * (pair.B.double() @ pair.A.double())
 
     def edited(self, name: str, weight: Tensor) -> Tensor:
-        """The weight with this edit added in float64, in the weight's own dtype: one rounding."""
-        if self.strength == 0:
-            return weight.clone()
-        delta = self.delta(name).to(weight.device)
-        return (weight.double() + delta).to(weight.dtype)
+        """The weight plus this edit, added in float64 and rounded once to the weight's dtype."""
+        return _stacked(name, weight, [self])
 
     def apply(self, pipe: Any) -> None:
         """Add this edit to the denoiser of `pipe`, in place. Undo with `remove`.
@@ -281,12 +280,7 @@ def _stacked(name: str, original: Tensor, edits: list[WeightEdit]) -> Tensor:
         return original
     total = original.double()
     for edit in acting:
-        delta = (
-            edit.delta(name)
-            if name in edit.factors
-            else edit.strength * edit.dense[name].double()
-        )
-        total = total + delta.to(total.device)
+        total = total + edit.delta(name).to(total.device)
     return total.to(original.dtype)
 
 

@@ -1,0 +1,49 @@
+"""Concept: what must go. A name, its aliases, a kind; nothing about how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Kind = Literal["object", "style", "person", "broad"]
+
+
+def _tidy(text: str) -> str:
+    if not text.strip() or not any(letter.isalnum() for letter in text):
+        raise ValueError("a name needs at least one letter or digit")
+    if text != " ".join(text.split()):
+        raise ValueError("no leading, trailing, double or control white space in a name")
+    return text
+
+
+Name = Annotated[str, Field(max_length=200), AfterValidator(_tidy)]
+
+
+class Concept(BaseModel):
+    """An erased concept. `aliases` are names of the same thing, erased with it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name = Field(description="The words a prompt would use.")
+    aliases: tuple[Name, ...] = Field((), description="Other names of the same thing, erased too.")
+    kind: Kind = Field("object", description="Picks the templates: object, style, person, broad.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name first, then the aliases."""
+        return (self.name, *self.aliases)
+
+
+def fold(text: str) -> str:
+    """A name without case, punctuation and a leading article: two that fold alike are one."""
+    words = "".join(c if c.isalnum() else " " for c in text.casefold()).split()
+    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+
+
+def with_article(name: str) -> str:
+    """`an eye`, `a violin`; a name that has an article keeps it."""
+    first = name.split()[0].casefold()
+    if first in ("a", "an", "the"):
+        return name
+    return f"{'an' if first[0] in 'aeiou' else 'a'} {name}"
