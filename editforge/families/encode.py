@@ -1,0 +1,138 @@
+"""What the denoiser reads for a prompt, and where in it a phrase ends.
+
+States always come from the pipeline's own `encode_prompt`. Text encoders of these families are causal:
+a state depends on the tokens before it alone. So a prompt of five tokens may be encoded in a window of
+five instead of 77 and gives the same states at those positions, fifteen times cheaper; a test holds
+this against the full window. What a window changes is only how many padding states follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editforge.errors import RecipeError
+from editforge.families.schema import Family
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a phrase stands in a tokenized prompt: `start` to `last`, both inside; `end` of text."""
+
+    start: int
+    last: int
+    end: int
+
+
+class TextEncoder:
+    """The text side of one model: prompts to states, phrases to positions. Float32, no gradient."""
+
+    def __init__(self, pipe: Any, family: Family) -> None:
+        self._pipe = pipe
+        self._tokenizer = getattr(pipe, family.text[0].tokenizer)
+        self._tokenizers = [getattr(pipe, part.tokenizer) for part in family.text]
+        self.window = int(self._tokenizer.model_max_length)
+        self.width = family.text_width
+
+    @property
+    def device(self) -> torch.device:
+        """Where the text encoder computes."""
+        return next(self._pipe.text_encoder.parameters()).device
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids without begin and end of text."""
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def vocabulary(self) -> list[str]:
+        """Whole words of the tokenizer, in id order: letters only, three or more of them."""
+        by_id = sorted((index, piece) for piece, index in self._tokenizer.get_vocab().items())
+        words = (piece.removesuffix("</w>") for _, piece in by_id if piece.endswith("</w>"))
+        return [word for word in words if len(word) >= 3 and word.isascii() and word.isalpha()]
+
+    def check(self, text: str) -> None:
+        """Refuse a text that tokenizes to nothing, to unknown pieces, or does not fit.
+
+        Raises:
+            RecipeError: with the number of tokens and the room there is.
+        """
+        ids = self.tokens(text)
+        unknown = self._tokenizer.unk_token_id
+        if not ids or all(index == unknown for index in ids):
+            raise RecipeError("this text tokenizes to nothing", got=repr(text), next="spell it out")
+        if len(ids) > self.window - 2:
+            raise RecipeError(
+                "this text is cut off by the text encoder",
+                got=f"{len(ids)} tokens in {text[:60]!r}",
+                allowed=f"{self.window - 2} tokens",
+                next="use a shorter name and put the rest into aliases",
+            )
+
+    def span(self, prompt: str, phrase: str) -> Span:
+        """Token positions of the last occurrence of `phrase` in `prompt`; position 0 is begin of text.
+
+        Raises:
+            RecipeError: the prompt does not fit, or the phrase is not in it token by token.
+        """
+        self.check(prompt)
+        ids, part = self.tokens(prompt), self.tokens(phrase)
+        for start in range(len(ids) - len(part), -1, -1):
+            if part and ids[start : start + len(part)] == part:
+                return Span(start + 1, start + len(part), len(ids) + 1)
+        raise RecipeError(f"{phrase!r} is not a phrase of the prompt", got=repr(prompt))
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], *, window: int | None = None, batch: int = 256) -> Tensor:
+        """States (n, window, d), float32, on the CPU.
+
+        Args:
+            prompts: n texts; the empty text is allowed.
+            window: positions to compute, the model's own by default. Shorter: cheaper, same states
+                at the positions that remain.
+            batch: prompts at a time. Raising it costs memory.
+        """
+        window = self.window if window is None else min(window, self.window)
+        states = torch.empty(len(prompts), window, self.width)
+        with self._shortened(window):
+            for first in range(0, len(prompts), batch):
+                texts = list(prompts[first : first + batch])
+                found = self._pipe.encode_prompt(
+                    prompt=texts,
+                    device=self.device,
+                    num_images_per_prompt=1,
+                    do_classifier_free_guidance=False,
+                )[0]
+                states[first : first + len(texts)] = found.float().cpu()
+        return states
+
+    def encode_words(self, words: Sequence[str], *, progress: Any = None) -> Tensor:
+        """State of the last token of each bare word, (V, d) float32: rule `subject`.
+
+        Words are grouped by length and encoded in windows of their own size.
+        """
+        lengths = [len(self.tokens(word)) for word in words]
+        result = torch.empty(len(words), self.width)
+        for length in sorted(set(lengths)):
+            rows = [index for index, own in enumerate(lengths) if own == length]
+            for first in range(0, len(rows), 1024):
+                part = rows[first : first + 1024]
+                states = self.encode([words[index] for index in part], window=length + 2)
+                result[part] = states[:, length]
+                if progress is not None:
+                    progress.update(len(part))
+        return result
+
+    @contextmanager
+    def _shortened(self, window: int) -> Iterator[None]:
+        before = [tokenizer.model_max_length for tokenizer in self._tokenizers]
+        for tokenizer in self._tokenizers:
+            tokenizer.model_max_length = window
+        try:
+            yield
+        finally:
+            for tokenizer, length in zip(self._tokenizers, before, strict=True):
+                tokenizer.model_max_length = length

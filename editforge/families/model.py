@@ -1,0 +1,238 @@
+"""Model: one base model, opened as far as each stage needs it and no further.
+
+A closed form reads the text encoder and a few small matrices, so the denoiser is never built for it:
+`weight` reads one map from the file, `encoder` builds the text side alone, `pipeline` the whole model
+for those who draw pictures. Nothing here is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editforge.errors import FamilyError
+from editforge.families.encode import TextEncoder
+from editforge.families.schema import Family, load_family, shipped_families
+from editforge.files import check_finite, read_header, read_json, read_tensors, sha256_file
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a base came from, in words that may be published: never a local path."""
+
+    label: str
+    revision: str | None = None
+    license: str | None = None
+    license_link: str | None = None
+
+
+class Model:
+    """A base model on disk: a diffusers pipeline folder of a known family.
+
+    Args:
+        folder: the pipeline folder.
+        origin: what may be said about where it came from.
+        family: None detects it from the folder's own configs.
+        variant: suffix of the weight files (`fp16`), None for unsuffixed ones.
+        device: where text is encoded and pictures are drawn.
+        dtype: of the pipeline that draws pictures; None means float32 on a CPU, else the file's.
+
+    Raises:
+        FamilyError: unknown architecture, missing or damaged files, pickled weights only.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        origin: Origin,
+        *,
+        family: str | None = None,
+        variant: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.folder, self.origin, self.variant, self.device = folder, origin, variant, device
+        self.dtype = dtype or (torch.float32 if device == "cpu" else None)
+        self._index = _read_config(folder / "model_index.json")
+        self.config = _read_config(folder / "unet" / "config.json")
+        self.family = load_family(family) if family else detect(self._index, self.config)
+        self.label, self.revision = origin.label, origin.revision
+        self.license, self.license_link = origin.license, origin.license_link
+        self.weight_files = weight_files(folder / self.family.denoiser, variant)
+        self._tables = {path: read_header(path)[1] for path in self.weight_files}
+        shapes = {n: info.shape for table in self._tables.values() for n, info in table.items()}
+        denoiser = self.family.denoiser
+        found = self.family.select(shapes)
+        self.modules = {g: [f"{denoiser}.{path}" for path in paths] for g, paths in found.items()}
+        if self.prediction_type not in self.family.predictions:
+            raise FamilyError(
+                f"family {self.family.name} does not know this prediction type",
+                got=self.prediction_type,
+                allowed=", ".join(self.family.predictions),
+            )
+
+    @property
+    def prediction_type(self) -> str:
+        """What the denoiser predicts, from the scheduler's config: epsilon or v_prediction."""
+        scheduler = _read_config(self.folder / "scheduler" / "scheduler_config.json")
+        return str(scheduler.get("prediction_type", "epsilon"))
+
+    @property
+    def paths(self) -> list[str]:
+        """All text-consuming modules, key and value, in name order."""
+        return sorted(path for paths in self.modules.values() for path in paths)
+
+    def weight(self, path: str) -> Tensor:
+        """One map's weight (out, d) in the file's dtype, read alone; must be finite."""
+        name = f"{path.partition('.')[2]}.weight"
+        for file, table in self._tables.items():
+            if name in table:
+                return read_tensors(file, [name])[name]
+        raise FamilyError(f"no weight {name} in {self.family.denoiser}")
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The text side, built without denoiser and decoder, in float32."""
+        absent = dict.fromkeys(set(self._index) & _NOT_TEXT)
+        return TextEncoder(self._load(absent, torch.float32).to(self.device), self.family)
+
+    def pipeline(self) -> Any:
+        """The whole stock pipeline, loaded anew on each call; safety checker as shipped."""
+        pipe = self._load({}, self.dtype)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe.to(self.device)
+
+    def _load(self, absent: dict[str, None], dtype: torch.dtype | None) -> Any:
+        import diffusers
+
+        try:
+            cls = getattr(diffusers, self.family.match.pipeline)
+            return cls.from_pretrained(
+                self.folder,
+                variant=self.variant,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=dtype,
+                **absent,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise FamilyError(
+                "this pipeline folder does not load",
+                got=" ".join(str(error).split())[:300],
+                next="download it again; editforge reads safetensors only",
+            ) from None
+
+    @cached_property
+    def base_sha256(self) -> str:
+        """Digest of the denoiser's weight files: what an edit belongs to."""
+        return _digest({path.name: path for path in self.weight_files})
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of every file that a run reads: weights, configs, tokenizers."""
+        files = {
+            str(path.relative_to(self.folder)): path
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
+            and not any(part.startswith(".") for part in path.relative_to(self.folder).parts)
+        }
+        return _digest(files)
+
+
+_NOT_TEXT = {"unet", "vae", "safety_checker", "feature_extractor", "image_encoder"}
+
+
+def detect(index: dict[str, Any], config: dict[str, Any]) -> Family:
+    """The one shipped family whose pipeline class and text width this model has.
+
+    Raises:
+        FamilyError: none fits; the known ones are listed.
+    """
+    pipeline, width = index.get("_class_name"), config.get("cross_attention_dim")
+    families = [load_family(name) for name in shipped_families()]
+    for family in families:
+        if family.match.pipeline == pipeline and family.match.text_width == width:
+            return family
+    known = "; ".join(
+        f"{f.name} ({f.match.pipeline}, text width {f.match.text_width})" for f in families
+    )
+    raise FamilyError(
+        "unknown architecture",
+        got=f"{pipeline}, text width {width}",
+        allowed=known,
+        next="describe it in a family YAML and pass --set model.family=my.yaml",
+    )
+
+
+def weight_files(folder: Path, variant: str | None) -> list[Path]:
+    """The safetensors files of one component, shards in order.
+
+    Raises:
+        FamilyError: missing, only another variant, or only pickled weights.
+    """
+    middle = f".{variant}" if variant else ""
+    for stem in ("diffusion_pytorch_model", "model"):
+        single = folder / f"{stem}{middle}.safetensors"
+        index = folder / f"{stem}.safetensors.index{middle}.json"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            return _shards(folder, index)
+    others = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+    pickled = [name for name in others if name.endswith((".bin", ".pt", ".ckpt", ".pth"))]
+    other = [name.split(".")[1] for name in others if name.endswith(".safetensors")]
+    other = [name for name in other if name != "safetensors"]
+    if other and not variant:
+        hint = f"this folder has variant files only: --variant {other[0]}"
+    elif pickled:
+        hint = "these weights are pickled, which can run code: convert them to safetensors first"
+    else:
+        hint = "the download is incomplete, or this is no pipeline folder"
+    raise FamilyError(
+        f"no {'variant ' + variant + ' of the ' if variant else ''}{folder.name} weights",
+        got=", ".join(others[:6]) or "an empty or missing folder",
+        allowed=f"diffusion_pytorch_model{middle}.safetensors",
+        next=hint,
+    )
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    bad = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    missing = [name for name in names if name not in bad and not (folder / name).is_file()]
+    if bad or missing or not names:
+        raise FamilyError(
+            f"{index.name} names files that are not there", got=", ".join((bad + missing)[:3])
+        )
+    return [folder / name for name in names]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FamilyError(
+            f"no {path.name} in {path.parent.name or 'the folder'}",
+            got=str(path.parent),
+            allowed="a diffusers pipeline folder, a .safetensors file or a Hub id",
+        )
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise FamilyError(f"{path.name} is not a mapping")
+    return value
+
+
+def _digest(files: dict[str, Path]) -> str:
+    rows = {name: sha256_file(path) for name, path in files.items()}
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def check_weights(model: Model) -> None:
+    """Refuse a base whose text-consuming maps hold a NaN or an infinity."""
+    for path in model.paths:
+        check_finite(model.weight(path), path)
