@@ -1,0 +1,225 @@
+"""Report: what the evaluation found, as numbers with intervals, a verdict and pictures.
+
+`editforge_results.json` holds everything; the pictures are files beside it, each with its digest.
+Floats are rounded to six digits when a value is made, so a report equals itself after saving and
+loading, and NaN or infinity cannot enter. No clock, path, user or host name is part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    model_validator,
+)
+
+from editforge.errors import PackageError
+from editforge.files import read_json, write_atomic, write_json
+
+SCHEMA = "editforge.results/1"
+RESULTS = "editforge_results.json"
+
+Status = Literal["erased", "not erased", "neighbor lost", "collapsed", "not judged"]
+Number = Annotated[FiniteFloat, AfterValidator(lambda value: round(value, 6))]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Estimate(_Frozen):
+    """A number with its 95 % interval, its `n`, and the unit that was resampled.
+
+    An undefined one has no value and says why; it never stands for 0 or 1.
+    """
+
+    value: Number | None
+    lo: Number | None
+    hi: Number | None
+    n: int = Field(ge=0)
+    unit: str
+    defined: bool = True
+    reason: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Estimate:
+        numbers = (self.value, self.lo, self.hi)
+        if self.defined and None in numbers:
+            raise ValueError("a defined estimate needs value, lo and hi")
+        if not self.defined and (numbers != (None, None, None) or not self.reason):
+            raise ValueError("an undefined estimate has no numbers and gives a reason")
+        return self
+
+    @classmethod
+    def undefined(cls, reason: str, unit: str, n: int = 0) -> Estimate:
+        """No number, and why."""
+        return cls(
+            value=None, lo=None, hi=None, n=n, unit=unit, defined=False, reason=reason
+        )
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"undefined ({self.reason})"
+        return f"{self.value:.0%} [{self.lo:.0%}, {self.hi:.0%}], n = {self.n} {self.unit}"
+
+
+class Check(_Frozen):
+    """One question of the gate. `holds` is None where it could not be asked; `message` says why."""
+
+    name: str
+    holds: bool | None
+    value: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    threshold: Number | None = None
+    message: str
+    next: str | None = None
+
+
+class Verdict(_Frozen):
+    """The first failing check is the result; `passed` is None where nothing was judged."""
+
+    status: Status
+    passed: bool | None
+    message: str
+    next: str | None = None
+    checks: tuple[Check, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Verdict:
+        expected = {"erased": True, "not judged": None}.get(self.status, False)
+        if self.passed is not expected:
+            raise ValueError(f"a verdict {self.status!r} cannot have passed = {self.passed}")
+        return self
+
+
+class Erased(_Frozen):
+    """An erased concept as the report names it."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    kind: str = "object"
+    target: str | None = None
+
+
+class NameRate(_Frozen):
+    """One name in one set: share of its `n` images present (erased, alias) or kept (near, far)."""
+
+    name: str
+    set: Literal["name", "alias", "near", "far"]
+    base: Number | None
+    edited: Number | None
+    n: int
+
+
+class Picture(_Frozen):
+    """A picture file of the report, for grids and widgets."""
+
+    file: str = Field(pattern=r"^(grid|images/[a-z]+_\d{3})\.png$")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    prompt: str | None = None
+    name: str | None = None
+    set: str | None = None
+
+
+class Report(_Frozen):
+    """The whole result of one evaluation. `pictures` holds the PNG bytes by file name."""
+
+    results_schema: Literal["editforge.results/1"] = Field(SCHEMA, alias="schema")
+    benchmark_version: Literal[1] = 1
+    tier: Literal["gate"] = "gate"
+    verdict: Verdict
+    erased: tuple[Erased, ...] = Field(min_length=1)
+    family: str
+    metrics: dict[str, Estimate | dict[str, Estimate]]
+    names: tuple[NameRate, ...]
+    judges: tuple[dict[str, Any], ...]
+    sampler: dict[str, Any]
+    seeds: dict[str, Any]
+    versions: dict[str, str]
+    device: str
+    dtype: str
+    aliases_given: bool = False
+    notes: tuple[str, ...] = ()
+    images: tuple[Picture, ...] = ()
+    prompts: tuple[dict[str, Any], ...] = ()
+    pictures: Mapping[str, bytes] = Field(default_factory=dict, exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _pictured(self) -> Report:
+        for picture in self.images:
+            found = hashlib.sha256(self.pictures.get(picture.file, b"")).hexdigest()
+            if found != picture.sha256:
+                raise ValueError(f"{picture.file} is missing or has changed")
+        return self
+
+    @property
+    def passed(self) -> bool | None:
+        """True: erased; False: a check failed; None: not judged."""
+        return self.verdict.passed
+
+    def summary(self) -> str:
+        """A few lines of plain text: verdict, the numbers beside the base, what to do next."""
+        lines = [f"{self.verdict.status}: {self.verdict.message}"]
+        for key, title in (("presence_name", "name"), ("presence_alias", "aliases")):
+            rate = self.metrics.get(key)
+            if isinstance(rate, dict):
+                lines.append(f"  {title + ' drawn:':<15}{rate['edited']}; base {rate['base']}")
+        for key, title in (("retention_near", "near"), ("retention_far", "far")):
+            kept = self.metrics.get(key)
+            if isinstance(kept, Estimate):
+                lines.append(f"  {title + ' kept:':<15}{kept}")
+        lines += [f"  note: {note}" for note in self.notes]
+        if self.verdict.next:
+            lines.append(f"  next: {self.verdict.next}")
+        return "\n".join(lines)
+
+    def save(self, folder: Path | str) -> None:
+        """Write `editforge_results.json`, `grid.png` and `images/*.png`, pictures first."""
+        folder = Path(folder)
+        for picture in self.images:
+            data = self.pictures[picture.file]
+            write_atomic(folder / picture.file, lambda file, data=data: file.write(data))
+        write_json(folder / RESULTS, self.model_dump(mode="json", by_alias=True))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Report:
+        """Read a report back.
+
+        Raises:
+            PackageError: another schema, a value that is no finite number, a picture that is
+                missing or is not the one that was written.
+        """
+        folder = Path(folder)
+        raw = read_json(folder / RESULTS)
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise PackageError(
+                f"{RESULTS} has another schema",
+                got=str(raw.get("schema") if isinstance(raw, dict) else type(raw).__name__)[:80],
+                allowed=SCHEMA,
+                next="evaluate again: editforge evaluate DIR",
+            )
+        try:
+            files = [str(entry["file"]) for entry in raw.get("images", ())]
+            found = [folder / name for name in files if _PICTURE.fullmatch(name)]
+            data = {p.relative_to(folder).as_posix(): p.read_bytes() for p in found if p.is_file()}
+            return cls.model_validate({**raw, "pictures": data})
+        except (ValidationError, KeyError, TypeError) as error:
+            raise PackageError(
+                f"{RESULTS} is damaged",
+                got="; ".join(str(error).splitlines()[:3]),
+                next="evaluate again: editforge evaluate DIR",
+            ) from None
+
+
+_PICTURE = re.compile(r"(grid|images/[a-z]+_\d{3})\.png")

@@ -1,0 +1,92 @@
+"""Targets: what each erased concept becomes, what must not move, and why; for a person to edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from editforge.artifacts.concepts import Name, fold
+from editforge.artifacts.neighbors import load_list
+from editforge.files import dump_yaml, write_text
+
+SCHEMA = "editforge.targets/1"
+_HEADER = """\
+# What each erased concept becomes (`target`, "" is nothing at all), and what must not move (`preserve`).
+# Edit and run again: what follows is redone. `candidates` says why: the smallest score was taken.
+# score = displacement^2 * mean over nearby words of their predicted movement^2; leak: how much of the
+# erased concept's movement the word would share.
+"""
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Candidate(_Data):
+    """A word that could have been the target, and what choosing it would cost."""
+
+    word: str
+    score: float
+    similarity: float
+    displacement: float
+    leak: float
+
+
+class Target(_Data):
+    """What one erased concept is mapped to."""
+
+    concept: Name
+    target: str = Field(description="The words it becomes; empty: the null vector.")
+    reason: str = ""
+    candidates: tuple[Candidate, ...] = ()
+
+
+class Preserved(_Data):
+    """One concept that must not move."""
+
+    word: Name
+    reason: str = ""
+
+
+class Targets(_Data):
+    """The artifact of `target`: one target per erased concept, one preserve list for all."""
+
+    concepts: tuple[Target, ...]
+    preserve: tuple[Preserved, ...] = ()
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Targets:
+        erased = {fold(row.concept) for row in self.concepts}
+        for row in self.concepts:
+            if fold(row.target) == fold(row.concept):
+                raise ValueError(f"{row.concept!r} equals its target: nothing would be erased")
+            if fold(row.target) in erased:
+                raise ValueError(f"the target {row.target!r} of {row.concept!r} is itself erased")
+        for kept in self.preserve:
+            if fold(kept.word) in erased:
+                raise ValueError(f"{kept.word!r} is both erased and preserved")
+        return self
+
+    def of(self, name: str) -> Target:
+        """The target of one erased concept."""
+        return next(row for row in self.concepts if row.concept == name)
+
+    @property
+    def preserved(self) -> list[str]:
+        """The preserved words in order."""
+        return [row.word for row in self.preserve]
+
+    def save(self, folder: Path) -> None:
+        """Write `targets.yaml`."""
+        body = {"schema": SCHEMA, **self.model_dump(mode="json")}
+        write_text(folder / "targets.yaml", _HEADER + dump_yaml(body))
+
+    @classmethod
+    def load(cls, folder: Path) -> Targets:
+        """Read `targets.yaml`, which a person may have edited.
+
+        Raises:
+            RecipeError: the key, the value and what is allowed.
+        """
+        return load_list(cls, folder / "targets.yaml", SCHEMA)

@@ -1,0 +1,108 @@
+"""Judges: frozen classifiers that label an image, with a class for *none of these*.
+
+Rule 4, judge disagreement never helps a method: an erased concept is present if either judge says
+so, a kept one is there only if all agree, an image is valid if no judge calls it `none`. A judge
+that fails raises; it never counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from editforge.errors import EditforgeError, RecipeError
+
+NONE = "none"
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """A frozen classifier. `labels` ends with `none`; `sha256` is of its weights."""
+
+    name: str
+    sha256: str
+    labels: tuple[str, ...]
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(n, height, width, 3) uint8 RGB to (n, len(labels)) rows that sum to 1."""
+
+    def threshold(self, labels: tuple[str, ...]) -> float:
+        """From which summed probability on any of `labels` counts as present."""
+
+    def features(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]] | None:
+        """Feature maps (n, channels, h, w) for perceptual distances; None if it has none."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the judges say of n images asked for n sets of labels; each (n,) bool."""
+
+    present: NDArray[np.bool_]
+    retained: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+
+
+def judge_images(
+    images: NDArray[np.uint8], labels: Sequence[tuple[str, ...]], judges: Sequence[Judge]
+) -> Judged:
+    """Apply rule 4.
+
+    Args:
+        images: (n, height, width, 3) uint8 RGB.
+        labels: for each image the labels that count as its concept, twins included.
+        judges: at least one. With one, present and retained are that judge's word alone.
+    """
+    n = len(images)
+    present, retained, valid = np.zeros(n, bool), np.ones(n, bool), np.ones(n, bool)
+    for judge in judges:
+        rows = judge.probabilities(images)
+        if rows.shape != (n, len(judge.labels)) or not np.isfinite(rows).all():
+            raise EditforgeError(
+                f"judge {judge.name} failed",
+                got=f"probabilities of shape {rows.shape}, or NaN",
+                next="check the judge's weights; a failing judge is no evidence of absence",
+            )
+        index = {label: position for position, label in enumerate(judge.labels)}
+        best = rows.argmax(axis=1)
+        valid &= best != index[NONE]
+        for row, wanted in enumerate(labels):
+            columns = [index[label] for label in wanted]
+            present[row] |= rows[row, columns].sum() >= judge.threshold(wanted)
+            retained[row] &= best[row] in columns
+    return Judged(present, retained, valid)
+
+
+def load_judges(
+    which: str | Path | Sequence[Judge] | None, family_name: str, labels: tuple[str, ...]
+) -> tuple[Judge, ...]:
+    """The judges a recipe asks for.
+
+    Args:
+        which: `family` (both judges of the embedded model, none for other families), a folder with
+            a CLIP model, judges, or None: not judged.
+        family_name: of the model.
+        labels: for a CLIP folder: what to tell apart, the erased concepts among them.
+    """
+    if which is None:
+        return ()
+    if which == "family":
+        if family_name != "emoji":
+            return ()
+        from editforge.evaluate.judges.emoji import EmojiJudge
+
+        return EmojiJudge("a"), EmojiJudge("b")
+    if isinstance(which, str | Path):
+        from editforge.evaluate.judges.zero_shot import ClipZeroShotJudge
+
+        return (ClipZeroShotJudge(model=Path(which), labels=labels),)
+    wrong: list[Any] = [judge for judge in which if not isinstance(judge, Judge)]
+    if wrong:
+        raise RecipeError(
+            "not a judge", got=type(wrong[0]).__name__, allowed="family, a CLIP folder, null"
+        )
+    return tuple(which)

@@ -1,0 +1,24 @@
+"""Which images the gate asks for: sets of prompts with their seeds, and what an eraser may know."""
+
+from editforge.evaluate.prompts.core import (
+    SCORING_SEEDS,
+    THRESHOLD_SEEDS,
+    Counts,
+    GatePrompts,
+    Prompt,
+    Subject,
+)
+from editforge.evaluate.prompts.eraser import EraserInputs, eraser_inputs
+from editforge.evaluate.prompts.gate import gate_prompts
+
+__all__ = [
+    "SCORING_SEEDS",
+    "THRESHOLD_SEEDS",
+    "Counts",
+    "EraserInputs",
+    "GatePrompts",
+    "Prompt",
+    "Subject",
+    "eraser_inputs",
+    "gate_prompts",
+]

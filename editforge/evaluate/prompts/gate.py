@@ -1,0 +1,122 @@
+"""The gate's four sets (benchmark 11.1): name, aliases, near, far, with their skipping rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import zip_longest
+from typing import Any
+
+from editforge.artifacts.concepts import fold
+from editforge.errors import RecipeError
+from editforge.evaluate.prompts import emoji, general
+from editforge.evaluate.prompts.core import (
+    SCORING_SEEDS,
+    Counts,
+    GatePrompts,
+    Prompt,
+    Set,
+    Subject,
+)
+
+_NAME_TEMPLATES = tuple(range(8))
+_ALIAS_TEMPLATES = (0, 1, 3, 6)
+_KEPT_TEMPLATES = (0, 3)
+_SEEDS_A_GATE = 64
+
+_HeldOut = Callable[[str, int, Set, str, Sequence[int]], Prompt]
+
+
+def gate_prompts(
+    concepts: Sequence[Any],
+    family_name: str,
+    *,
+    near: Sequence[str] | None = None,
+    far: Sequence[str] | None = None,
+    seed: int = 0,
+    counts: Counts | None = None,
+) -> GatePrompts:
+    """All prompts of one gate.
+
+    Args:
+        concepts: erased concepts: objects with name, aliases and kind.
+        family_name: `emoji` reads the manifest, others use templates by kind.
+        near: near names instead of the lists; other families have no other source.
+        far: far names instead of the panels.
+        seed: picks disjoint scoring seeds; 0 to 92.
+        counts: how many images; None is the `gate` tier.
+    """
+    if not concepts:
+        raise RecipeError("nothing is erased", next="name at least one concept")
+    counts = counts or Counts()
+    start = SCORING_SEEDS.start + seed * _SEEDS_A_GATE
+    if seed < 0 or start + _SEEDS_A_GATE > SCORING_SEEDS.stop:
+        most = len(SCORING_SEEDS) // _SEEDS_A_GATE - 1
+        raise RecipeError("no scoring seeds left", got=f"seed {seed}", allowed=f"0 to {most}")
+    room = emoji if family_name == "emoji" else general
+    subjects = tuple(room.subject(concept, near, far) for concept in concepts)
+    prompts: list[Prompt] = []
+    notes: list[str] = []
+    share = max(counts.least, counts.name // len(subjects))
+    for turn, subject in enumerate(subjects):
+        drawer = _drawer(room, subject.kind)
+        words = [(subject.name, template) for template in _NAME_TEMPLATES]
+        prompts += _spread(drawer, words, "name", subject.name, share, turn, start)
+        words = [(alias, template) for template in _ALIAS_TEMPLATES for alias in subject.aliases]
+        prompts += _spread(drawer, words, "alias", subject.name, share, turn, start)
+        if not subject.aliases:
+            notes.append(f"no alias of {subject.name} is known: aliases skipped")
+        elif subject.aliases_given:
+            notes.append(f"aliases of {subject.name} were given to the eraser")
+    several = len(subjects) > 1
+    limit, images = counts.names * (1 + several), counts.images // (1 + several)
+    skip = _skipped(subjects, room)
+    near_names = _rotated([s.near for s in subjects], skip, limit)
+    far_names = _rotated([s.far for s in subjects], {*skip, *map(fold, near_names)}, limit)
+    near_kind = subjects[0].kind if near is not None else "object"
+    for names, which, kind in ((near_names, "near", near_kind), (far_names, "far", "object")):
+        if not names:
+            notes.append(f"no {which} names: what happened to them is unknown")
+        drawer = _drawer(room, kind)
+        for name in names:
+            words = [(name, template) for template in _KEPT_TEMPLATES]
+            prompts += _spread(drawer, words, which, name, images, 0, start)
+    return GatePrompts(tuple(prompts), subjects, tuple(notes))
+
+
+def _drawer(room: Any, kind: str) -> _HeldOut:
+    return emoji.held_out if room is emoji else partial(general.held_out, kind=kind)
+
+
+def _spread(
+    drawer: _HeldOut,
+    words: list[tuple[str, int]],
+    which: Set,
+    concept: str,
+    images: int,
+    turn: int,
+    start: int,
+) -> list[Prompt]:
+    """Hand out images over (word, template) pairs in turn; concepts start at different ones."""
+    if not words:
+        return []
+    seeds: dict[tuple[str, int], list[int]] = {}
+    for image in range(images):
+        pair = words[(image + turn * images) % len(words)]
+        seeds.setdefault(pair, []).append(start + len(seeds.get(pair, ())))
+    return [drawer(word, template, which, concept, own) for (word, template), own in seeds.items()]
+
+
+def _skipped(subjects: tuple[Subject, ...], room: Any) -> set[str]:
+    """Erased names, aliases and twins, folded: never near, never far."""
+    skip = {fold(word) for s in subjects for word in (s.name, *s.aliases, *s.labels)}
+    if room is emoji:
+        skip |= {fold(label) for s in subjects for word in s.aliases for label in room.labels(word)}
+    return skip
+
+
+def _rotated(lists: list[tuple[str, ...]], skip: set[str], limit: int) -> list[str]:
+    """The first names of each list in turn, without skipped ones and repeats."""
+    rounds = zip_longest(*lists)
+    names = [name for turn in rounds for name in turn if name and fold(name) not in skip]
+    return list(dict.fromkeys(names))[:limit]

@@ -1,0 +1,90 @@
+"""Words a model knows, with the state of each: the family's own list, the tokenizer's, or a file.
+
+Encoding 50,000 words takes minutes for a large text encoder and never changes, so long lists are kept
+in the user's cache folder under a hash of encoder weights and words. A damaged cache is written anew.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from editforge.errors import PackageError, RecipeError
+from editforge.families.model import Model
+from editforge.files import read_tensors, sha256_json, write_safetensors
+
+_CACHED_FROM = 2_000  # words; shorter lists encode in seconds
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`words` (V of them) and `vectors` (V, d) float32: the last token's state of each bare word."""
+
+    words: tuple[str, ...]
+    vectors: Tensor
+
+
+def load_vocabulary(model: Model, source: str, progress: Any = None) -> Vocabulary:
+    """Encode a word list.
+
+    Args:
+        model: whose text encoder reads the words.
+        source: `family` (its own list, else the tokenizer's whole words), `tokenizer`, or a text
+            file with one word or phrase a line.
+        progress: makes a bar from (total, label), see `Context.bar`.
+
+    Raises:
+        RecipeError: no such file, or an empty list.
+    """
+    words = word_list(model, source)
+    path = _cache_folder() / f"{sha256_json([model.digest, words])}.safetensors"
+    if len(words) >= _CACHED_FROM and path.is_file():
+        try:
+            return Vocabulary(words, read_tensors(path, ["vectors"])["vectors"])
+        except PackageError:
+            path.unlink()
+    bar = progress(len(words), "encoding words") if progress else None
+    vectors = model.encoder.encode_words(words, progress=bar)
+    if bar is not None:
+        bar.close()
+    if len(words) >= _CACHED_FROM:
+        try:
+            write_safetensors(path, {"vectors": vectors}, {})
+        except OSError:
+            pass  # a cache that cannot be written costs time, never the run
+    return Vocabulary(words, vectors)
+
+
+def word_list(model: Model, source: str) -> tuple[str, ...]:
+    """The words of `source`, each once, in a fixed order, those that tokenize to something."""
+    if source == "family" and model.family.words == "emoji":
+        from editforge import emoji
+
+        return emoji.words()
+    if source in ("family", "tokenizer"):
+        return tuple(model.encoder.vocabulary())
+    path = Path(source).expanduser()
+    try:
+        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            "no such word list",
+            got=source,
+            allowed="family, tokenizer, or a UTF-8 text file with one word a line",
+            next=str(error),
+        ) from None
+    room = model.encoder.window - 2
+    words = [line for line in dict.fromkeys(lines) if line and not line.startswith("#")]
+    words = [word for word in words if 0 < len(model.encoder.tokens(word)) <= room]
+    if not words:
+        raise RecipeError("the word list is empty", got=source)
+    return tuple(words)
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "editforge" / "words"

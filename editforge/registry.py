@@ -1,0 +1,147 @@
+"""Which implementations a stage has, without importing them until one is used.
+
+The file stem equals the registered name (underscore for hyphen), so names and first docstring lines
+are read from the source; `list` imports no torch. Third parties add one entry point in the group
+`editforge.stages`, named `<stage>.<name>`, that points at the module which registers it.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from editforge.errors import EditforgeError, RecipeError, did_you_mean
+
+GROUP = "editforge.stages"
+STAGES = ("mine", "target", "edit", "align")
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One registered function with its config class and paper."""
+
+    stage: str
+    name: str
+    paper: str | None
+    config: type
+    function: Callable[..., Any]
+
+
+_loaded: dict[tuple[str, str], Implementation] = {}
+
+
+def register(
+    stage: str, name: str, *, paper: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register `(inputs, config, context) -> artifact` as `name` of `stage`.
+
+    Args:
+        stage: mine, target, edit or align.
+        name: lower case words joined by hyphens, new in its stage.
+        paper: link to the method's paper, None for an idea of our own.
+
+    Raises:
+        EditforgeError: a bad name, a taken name, or annotations that do not fit the stage.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        from editforge.stages import INPUTS, OUTPUTS, StageConfig
+
+        where = f"{function.__module__}.{function.__qualname__}"
+        if stage not in STAGES:
+            allowed = did_you_mean(stage, STAGES)
+            raise EditforgeError(f"{where} names no stage", got=stage, allowed=allowed)
+        if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+            raise EditforgeError(f"{where} has a bad name", got=name, allowed="lower-case-words")
+        if paper is not None and not paper.startswith("https://"):
+            raise EditforgeError(f"{where}: paper is not a link", got=paper, allowed="https://... or None")
+        known = _loaded.get((stage, name))
+        if known is not None and known.function.__module__ != function.__module__:
+            raise EditforgeError(
+                f"{stage} {name} is registered twice", got=f"{known.function.__module__} and {where}"
+            )
+        hints = list(typing.get_type_hints(function).items())
+        kinds = [kind for key, kind in hints if key != "return"]
+        if len(kinds) != 3 or kinds[0] is not INPUTS[stage]:
+            raise EditforgeError(
+                f"{where} takes the wrong arguments",
+                got=", ".join(key for key, _ in hints),
+                allowed=f"(inputs: {INPUTS[stage].__name__}, config: YourConfig, context: Context)",
+            )
+        if not (isinstance(kinds[1], type) and issubclass(kinds[1], StageConfig)):
+            raise EditforgeError(f"{where}: config is no StageConfig", got=kinds[1])
+        if dict(hints).get("return") not in OUTPUTS[stage]:
+            allowed = " or ".join(kind.__name__ for kind in OUTPUTS[stage])
+            raise EditforgeError(f"{where} returns the wrong artifact", allowed=allowed)
+        _loaded[stage, name] = Implementation(stage, name, paper, kinds[1], function)
+        return function
+
+    return decorate
+
+
+def get(stage: str, name: str) -> Implementation:
+    """Import and return one implementation.
+
+    Raises:
+        RecipeError: no such name, with near matches; or a broken plugin, with its reason.
+    """
+    if (stage, name) not in _loaded:
+        plugins = {point.name: point for point in entry_points(group=GROUP)}
+        if name in _own(stage):
+            importlib.import_module(f"editforge.{stage}.{name.replace('-', '_')}")
+        elif f"{stage}.{name}" in plugins:
+            _load_plugin(plugins[f"{stage}.{name}"])
+        else:
+            raise RecipeError(
+                f"{stage} has no {name!r}",
+                allowed=did_you_mean(name, names(stage)),
+                next="editforge list stages",
+            )
+    if (stage, name) not in _loaded:
+        raise RecipeError(f"the module of {stage} {name} does not register it")
+    return _loaded[stage, name]
+
+
+def names(stage: str) -> dict[str, str]:
+    """Name to one line of description, our own first; imports no implementation."""
+    listed = _own(stage)
+    for point in entry_points(group=GROUP):
+        owner, _, name = point.name.partition(".")
+        if owner == stage and name not in listed:
+            listed[name] = f"from {point.dist.name if point.dist else point.value}"
+    return listed
+
+
+def _own(stage: str) -> dict[str, str]:
+    found = {}
+    for path in sorted((Path(__file__).parent / stage).glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [
+            call
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef)
+            for call in node.decorator_list
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register"
+        ]
+        if calls:
+            line = (ast.get_docstring(tree) or "").partition("\n")[0]
+            found[path.stem.replace("_", "-")] = line
+    return found
+
+
+def _load_plugin(point: EntryPoint) -> None:
+    try:
+        point.load()
+    except Exception as error:  # a stranger's module may fail in any way; name it, do not hide it
+        raise RecipeError(
+            f"the plugin {point.name} is broken",
+            got=f"{type(error).__name__}: {error}",
+            next=f"update or remove {point.dist.name if point.dist else point.value}",
+        ) from error

@@ -1,0 +1,115 @@
+"""The contract of a stage: `(inputs, config, context) -> artifact`.
+
+A stage reads what earlier stages made, calls no other stage, and touches the world through `Context`
+alone. A method of your own is one file with a config, a function and `@register` from
+`editforge.registry`; see docs/extending.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from editforge.artifacts.concepts import Concept
+from editforge.artifacts.neighbors import Neighbors
+from editforge.artifacts.targets import Targets
+from editforge.artifacts.weight_edit import WeightEdit
+
+if TYPE_CHECKING:
+    from editforge.artifacts.system import System
+    from editforge.families.model import Model
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's options: frozen, no unknown keys, tagged by `use`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    use: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides its inputs.
+
+    Args:
+        model: the base model.
+        seed: the recipe's; derive every generator from it.
+        progress: whether bars go to stderr.
+        work: a folder of this stage's own for checkpoints; survives a kill, gone when it is done.
+        say: prints one line for the user (what was decided and why), on stderr.
+    """
+
+    model: Model
+    seed: int = 0
+    progress: bool = False
+    work: Path | None = None
+    say: Callable[[str], None] = field(default=lambda line: None)
+
+    def bar(self, total: int, what: str) -> Any:
+        """A tqdm bar on stderr; silent without `progress` and for what ends at once."""
+        from tqdm import tqdm
+
+        return tqdm(total=total, desc=what, disable=not self.progress, leave=False, delay=1)
+
+
+@dataclass(frozen=True)
+class MineInputs:
+    """For `mine`: what must go, and what the user wants kept ("auto" leaves it to us)."""
+
+    concepts: tuple[Concept, ...]
+
+
+@dataclass(frozen=True)
+class TargetInputs:
+    """For `target`: the concepts, what lies near them, and the user's own preserve list or None."""
+
+    concepts: tuple[Concept, ...]
+    neighbors: Neighbors
+    preserve: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class EditInputs:
+    """For `edit`: the concepts, their targets, the neighbors, and the system of an earlier edit."""
+
+    concepts: tuple[Concept, ...]
+    targets: Targets
+    neighbors: Neighbors
+    earlier: System | None = None
+
+
+@dataclass(frozen=True)
+class EditOutput:
+    """From `edit`: the change, and the system it solved if a later edit can join it."""
+
+    edit: WeightEdit
+    system: System | None = None
+
+
+@dataclass(frozen=True)
+class AlignInputs:
+    """For `align`: the edit so far and everything it was made from."""
+
+    concepts: tuple[Concept, ...]
+    targets: Targets
+    neighbors: Neighbors
+    edit: WeightEdit
+
+
+INPUTS: dict[str, type] = {
+    "mine": MineInputs,
+    "target": TargetInputs,
+    "edit": EditInputs,
+    "align": AlignInputs,
+}
+OUTPUTS: dict[str, tuple[type, ...]] = {
+    "mine": (Neighbors,),
+    "target": (Targets,),
+    "edit": (WeightEdit, EditOutput),
+    "align": (WeightEdit,),
+}

@@ -1,0 +1,138 @@
+"""The nearest target that is no synonym: least predicted damage to the words around the concept.
+
+A word u is moved by W_l (t - c)(A u): by how far the target is, times how much of the concept's
+movement the word shares (its *leak*). So unrelated targets do harm, a synonym erases nothing, and the
+best choice lies between. AGE finds such targets by training; here the same finding is linear algebra
+over the words that `mine` ranked, and no picture is drawn. methods.md 3.8, steps 4 and 7.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from editforge.artifacts.concepts import fold
+from editforge.artifacts.neighbors import Neighborhood
+from editforge.artifacts.targets import Candidate, Target, Targets
+from editforge.errors import EditError
+from editforge.families.vocabulary import Vocabulary, load_vocabulary
+from editforge.registry import register
+from editforge.stages import Context, StageConfig, TargetInputs
+from editforge.target.preserve import preserve_list
+
+
+class AdaptiveConfig(StageConfig):
+    """Options of `target: adaptive`."""
+
+    ridge: float = Field(
+        6.5e-4, gt=0, description="As in the edit to come. Higher: locality matters less."
+    )
+    preserve_weight: float = Field(1.0, ge=0, description="As in the edit to come.")
+    num_affected: int = Field(
+        50, ge=1, description="Most affected words the damage is averaged over. Higher: less local."
+    )
+    num_listed: int = Field(10, ge=1, description="Candidates written to targets.yaml.")
+
+
+@register("target", "adaptive")
+def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> Targets:
+    """Choose the candidate with the smallest predicted damage J for each concept.
+
+        G_0     = lam I + c c^T + sum of preserved u u^T + mean mean^T
+        leak(u) = c^T G_0^-1 u                              A_0 u, before v is preserved
+        A_v u   = leak(u) - w leak(v) (v^T G_0^-1 u) / (1 + w v^T G_0^-1 v)
+        J(v)    = displacement(v)^2 * mean over the most affected u of (A_v u)^2
+
+    Ties go to the larger leak, then to the name.
+
+    Raises:
+        EditError: no candidate is left, with the counts of what was passed over.
+    """
+    known = load_vocabulary(context.model, inputs.neighbors.source, context.bar)
+    chosen = []
+    with context.bar(len(inputs.concepts), "choosing targets") as bar:
+        for concept in inputs.concepts:
+            center = context.model.encoder.encode_words([concept.name])[0]
+            near = inputs.neighbors.of(concept.name)
+            ranked = _rank(center, near, known, config)
+            best = ranked[0]
+            reason = (
+                f"least predicted damage of {len(ranked)} candidates; "
+                f"similarity {best.similarity:.2f}, leak {best.leak:.3f}"
+            )
+            listed = tuple(ranked[: config.num_listed])
+            chosen.append(
+                Target(concept=concept.name, target=best.word, reason=reason, candidates=listed)
+            )
+            bar.update()
+    return Targets(concepts=tuple(chosen), preserve=preserve_list(inputs, chosen))
+
+
+def _rank(
+    center: Tensor, near: Neighborhood, known: Vocabulary, config: AdaptiveConfig
+) -> list[Candidate]:
+    position = {word: index for index, word in enumerate(known.words)}
+    rows = [row for row in near.words if row.candidate and row.word in position]
+    if not rows:
+        counts = ", ".join(f"{count} {why}" for why, count in near.passed_over.items())
+        raise EditError(
+            f"no target is left for {near.concept!r}",
+            got=counts or "an empty word list",
+            allowed="a word of the list that is neither the concept nor a synonym",
+            next="name one (--target TEXT), or give a longer list (--set mine.words=FILE)",
+        )
+    U, c = known.vectors, center.double()
+    kept = [position[word] for word in near.having("preserve") if word in position]
+    held = torch.cat([U[kept], U.mean(dim=0, keepdim=True)]).double() * config.preserve_weight**0.5
+    inverse = _Inverse(torch.cat([c[None], held]).T, config.ridge * float(c @ c))
+    leaks = U @ inverse.of(c[:, None])[:, 0].to(U.dtype)  # (V,), only ranks words: float32 will do
+    same = {fold(row.word) for row in near.words if row.role == "erase" or row.reason}
+    order = leaks.abs().argsort(descending=True, stable=True).tolist()
+    same.add(fold(near.concept))
+    affected: list[int] = []
+    for index in order:
+        if fold(known.words[index]) not in same:
+            affected.append(index)
+        if len(affected) > config.num_affected:
+            break
+    at = [position[row.word] for row in rows]
+    candidates, words = U[at].double(), U[affected].double()  # (k, d), (<= num_affected + 1, d)
+    solved = inverse.of(candidates.T)  # G_0^-1 v, (d, k)
+    own = (candidates * solved.T).sum(dim=1)  # v^T G_0^-1 v
+    leak_v, leak_u = solved.T @ c, inverse.of(words.T).T @ c
+    weight = config.preserve_weight
+    shared = leak_v / (1 + weight * own)
+    moved = (leak_u[None] - weight * shared[:, None] * (solved.T @ words.T)).square()
+    ranked = []
+    for index, row in enumerate(rows):
+        others = [j for j, word in enumerate(affected) if word != at[index]][: config.num_affected]
+        damage = float(moved[index, others].mean()) if others else 0.0
+        ranked.append(
+            Candidate(
+                word=row.word,
+                score=_digits(row.displacement**2 * damage),
+                similarity=row.similarity,
+                displacement=row.displacement,
+                leak=_digits(float(leak_v[index])),
+            )
+        )
+    return sorted(ranked, key=lambda item: (item.score, -abs(item.leak), item.word))
+
+
+class _Inverse:
+    """G_0^-1 x for G_0 = lam I + Y Y^T, through the small (k, k) system: Woodbury."""
+
+    def __init__(self, Y: Tensor, lam: float) -> None:
+        self._Y, self._lam = Y, lam
+        small = Y.T @ Y
+        small.diagonal().add_(lam)
+        self._factor = torch.linalg.cholesky(small)
+
+    def of(self, x: Tensor) -> Tensor:
+        return (x - self._Y @ torch.cholesky_solve(self._Y.T @ x, self._factor)) / self._lam
+
+
+def _digits(value: float) -> float:
+    """Six significant digits: what a person compares, and what does not change with rounding."""
+    return float(f"{value:.6g}")

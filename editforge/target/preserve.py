@@ -1,0 +1,36 @@
+"""Which concepts an edit must not move: the user's list, or what lies nearest; and every target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from editforge.artifacts.concepts import fold
+from editforge.artifacts.targets import Preserved, Target
+from editforge.errors import RecipeError
+from editforge.stages import TargetInputs
+
+
+def preserve_list(inputs: TargetInputs, targets: Sequence[Target]) -> tuple[Preserved, ...]:
+    """Targets first, then the user's list or the mined neighbors with role `preserve`, each once.
+
+    Raises:
+        RecipeError: the user preserves what is erased.
+    """
+    erased = {fold(name): name for concept in inputs.concepts for name in concept.names}
+    rows = [
+        Preserved(word=row.target, reason=f"target of {row.concept}") for row in targets if row.target
+    ]
+    if inputs.preserve is not None:
+        both = [word for word in inputs.preserve if fold(word) in erased]
+        if both:
+            raise RecipeError("a concept is both erased and preserved", got=", ".join(both))
+        rows += [Preserved(word=word, reason="your list") for word in inputs.preserve]
+    else:
+        for concept in inputs.concepts:
+            near = inputs.neighbors.of(concept.name).having("preserve")
+            rows += [Preserved(word=word, reason=f"near {concept.name}") for word in near]
+    first: dict[str, Preserved] = {}
+    for row in rows:
+        if fold(row.word) not in erased:
+            first.setdefault(fold(row.word), row)
+    return tuple(first.values())
