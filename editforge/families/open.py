@@ -9,30 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from editforge.errors import FamilyError, HubError
+from editforge.families.config import ModelConfig
 from editforge.families.model import Model, Origin
 from editforge.files import read_header, sha256_file, sha256_json
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLED = (".ckpt", ".bin", ".pt", ".pth")
-
-
-class ModelConfig(BaseModel):
-    """Which base model, and how it is loaded."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str = Field("emoji", description="emoji, a Hub id, a pipeline folder, a .safetensors file.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a Hub id.")
-    variant: str | None = Field(None, description="Suffix of the weight files, such as fp16.")
-    dtype: str | None = Field(None, description="float32, float16 or bfloat16 for drawing.")
-    device: str = Field("auto", description="auto, cpu, cuda, mps.")
-    family: str | None = Field(None, description="Family name or YAML; null: detected.")
-    config: str | None = Field(
-        None, description="For a single file: pipeline folder or Hub id with configs and tokenizer."
-    )
 
 
 @contextmanager

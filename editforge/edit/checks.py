@@ -1,0 +1,100 @@
+"""Did the solve do what it promised, and at what price: the numbers, then a warning or a refusal.
+
+A published solve with its ridge at zero and no preserve vectors moved weights by 12.6 times their norm
+and said nothing. Thresholds are ours (methods.md 1.4) and options of the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from editforge.errors import EditError
+from editforge.linalg import Solution, amplification, moved
+
+
+class Limits(BaseModel):
+    """When a solve warns and when it refuses. Raising a limit lets a wilder edit pass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    condition: tuple[float, float] = Field((1e8, 1e12), description="Of the Gram matrix.")
+    change: tuple[float, float] = Field((0.3, 1.0), description="|B A| / |W|, worst map.")
+    amplification: tuple[float, float] = Field((3.0, 10.0), description="Spectral norm of E.")
+    residual: tuple[float, float] = Field((0.05, 0.5), description="|E c - t| / |c - t|, by concept.")
+    drift: float = Field(0.05, description="|E p - p| / |p|, worst preserve vector: warns only.")
+
+
+def check_solution(
+    solution: Solution,
+    vectors: tuple[Tensor, Tensor, Tensor],
+    owners: tuple[Sequence[str], Sequence[str]],
+    change: float,
+    limits: Limits,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Measure one solve and compare it with its limits.
+
+    Args:
+        solution: what `linalg.solve` gave.
+        vectors: erased (d, n), target (d, n), preserve (d, m).
+        owners: concept of each erased and each preserve column.
+        change: the largest |B_l A| / |W_l| of all maps.
+        limits: (warn, refuse) of each number.
+        say: takes a warning.
+
+    Returns:
+        The numbers, JSON-able, for provenance and card.
+
+    Raises:
+        EditError: a number is over its second limit, or not a number.
+    """
+    erased, target, preserve = (tensor.double() for tensor in vectors)
+    gap = (erased - target).norm(dim=0).clamp(min=1e-30)
+    left = (moved(erased, erased, target, solution.A) - target).norm(dim=0) / gap
+    residual = _worst_by_owner(left, owners[0])
+    after = moved(preserve, erased, target, solution.A)
+    drift = _worst_by_owner(
+        (after - preserve).norm(dim=0) / preserve.norm(dim=0).clamp(min=1e-30), owners[1]
+    )
+    numbers = {
+        "condition": solution.condition,
+        "change": change,
+        "amplification": amplification(erased, target, solution.A),
+        "residual": max(residual.values(), default=0.0),
+        "drift": max(drift.values(), default=0.0),
+    }
+    hints = {
+        "condition": "raise edit.ridge",
+        "change": "choose a nearer target, preserve more, or lower --strength",
+        "amplification": "raise edit.ridge, or drop preserve concepts that equal an erased one",
+        "residual": "lower edit.ridge, raise edit.erase_weight, or preserve less that is like it",
+    }
+    for name, hint in hints.items():
+        value, (warn, refuse) = numbers[name], getattr(limits, name)
+        worst = max(residual, key=lambda key: residual[key]) if name == "residual" else ""
+        what = f"{name} {value:.3g}" + (f" of {worst!r}" if worst else "")
+        if not value <= refuse:
+            raise EditError(
+                f"the edit is refused: {what}",
+                allowed=f"at most {refuse:g}",
+                next=f"{hint}; or --set edit.limits.{name}='[{warn:g}, {max(10 * refuse, 2):g}]'",
+            )
+        if value > warn:
+            say(f"warning: {what} is over {warn:g}; {hint}")
+    if numbers["drift"] > limits.drift:
+        word = max(drift, key=lambda key: drift[key])
+        say(f"note: the preserved {word!r} drifts by {numbers['drift']:.3f} of its length")
+    rounded = {name: float(f"{value:.6g}") for name, value in numbers.items()}
+    return {**rounded, "residuals": {name: float(f"{v:.6g}") for name, v in residual.items()}}
+
+
+def _worst_by_owner(values: Tensor, owners: Sequence[str]) -> dict[str, float]:
+    worst: dict[str, float] = {}
+    for value, owner in zip(torch.nan_to_num(values, nan=torch.inf).tolist(), owners, strict=True):
+        worst[owner] = max(worst.get(owner, 0.0), value)
+    return worst

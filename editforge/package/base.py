@@ -1,0 +1,190 @@
+"""What an exporter needs to know of a base model, and its weights one tensor at a time.
+
+Weights are read where they lie (single file, variant or shards) and never all at once. A tensor with
+a NaN or an infinity is an error, not data; pickled weights are refused by `weight_files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.errors import FamilyError, PackageError, did_you_mean
+from editforge.families.model import weight_files
+from editforge.families.schema import Family
+from editforge.files import DTYPES, LazyTensor, TensorInfo, check_finite, read_header
+
+PRECISIONS = {
+    "base": None,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+class BaseModel(Protocol):
+    """A base model on disk, as `families.model.Model` has it."""
+
+    @property
+    def family(self) -> Family: ...  # noqa: D102
+    @property
+    def folder(self) -> Path: ...  # noqa: D102
+    @property
+    def variant(self) -> str | None: ...  # noqa: D102
+    @property
+    def label(self) -> str: ...  # noqa: D102
+    @property
+    def revision(self) -> str | None: ...  # noqa: D102
+    @property
+    def prediction_type(self) -> str: ...  # noqa: D102
+    @property
+    def base_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def license(self) -> str | None: ...  # noqa: D102
+    @property
+    def license_link(self) -> str | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensor tables of one component's files. Memory: the headers; tensors are read on demand."""
+
+    component: str
+    variant: str | None
+    where: dict[str, tuple[Path, TensorInfo]]
+
+    @classmethod
+    def open(cls, folder: Path, variant: str | None) -> Weights:
+        """The component's weights: those of `variant`, else the unsuffixed ones, as loaders do.
+
+        Raises:
+            FamilyError: no safetensors weights; pickled ones are named and refused.
+            PackageError: damaged files, or one tensor in two shards.
+        """
+        used = variant
+        try:
+            files = weight_files(folder, variant)
+        except FamilyError:
+            if variant is None:
+                raise
+            files, used = weight_files(folder, None), None
+        where: dict[str, tuple[Path, TensorInfo]] = {}
+        for path in files:
+            for name, info in read_header(path)[1].items():
+                if name in where:
+                    raise PackageError(f"two shards of {folder.name} hold {name}", got=path.name)
+                where[name] = (path, info)
+        return cls(folder.name, used, where)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype in the file."""
+        return DTYPES[self.where[name][1].dtype]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape in the file."""
+        return self.where[name][1].shape
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, checked to be finite."""
+        path, info = self.where[name]
+        with path.open("rb") as file:
+            file.seek(info.start)
+            data = bytearray(file.read(info.end - info.start))
+        dtype = DTYPES[info.dtype]
+        flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        check_finite(flat, f"{path.name}: {name}")
+        return flat.reshape(info.shape)
+
+    def stored(self, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+        """The dtype of each tensor after a cast to `dtype`; integers stay, None casts nothing."""
+        return {
+            name: self.dtype(name) if dtype is None or not self.dtype(name).is_floating_point else dtype
+            for name in self.where
+        }
+
+
+def edited_tensors(
+    weights: Weights, edit: WeightEdit | None, dtype: torch.dtype | None
+) -> dict[str, LazyTensor]:
+    """All tensors of a component with the edit added, produced when they are written.
+
+    Guarantee: the edit is added in float64 and rounded once, to the dtype that is stored. A tensor
+    the edit does not touch, and every tensor at strength zero without a cast, is the base's bits.
+    """
+    tensors = {}
+    for name, stored in weights.stored(dtype).items():
+        load = partial(_load, weights, edit, name, stored)
+        tensors[name] = LazyTensor(stored, weights.shape(name), load)
+    return tensors
+
+
+def _load(weights: Weights, edit: WeightEdit | None, name: str, stored: torch.dtype) -> Tensor:
+    weight = weights.read(name)
+    key = f"{weights.component}.{name}"
+    module = key.removesuffix(".weight")
+    touched = edit is not None and (module in edit.factors or key in edit.dense)
+    if not touched or edit is None:
+        return weight.to(stored)
+    key = module if module in edit.factors else key
+    if stored == weight.dtype:
+        return edit.edited(key, weight)
+    return edit.edited(key, weight.double()).to(stored)  # one rounding, not two
+
+
+def check_fits(edit: WeightEdit, weights: Weights) -> None:
+    """Refuse an edit of another component, an unknown module or another shape; nothing is written.
+
+    Raises:
+        PackageError: with near matches. An edit of fewer layers than it names does not exist.
+    """
+    refuse_other_components(edit, weights.component)
+    parameters = {f"{weights.component}.{name}" for name in weights.where}
+    modules = {name.removesuffix(".weight") for name in parameters if name.endswith(".weight")}
+    _check(edit.factors, modules, lambda n: weights.shape(_inner(f"{n}.weight")), edit)
+    _check(edit.dense, parameters, lambda n: weights.shape(_inner(n)), edit)
+
+
+def _inner(name: str) -> str:
+    return name.partition(".")[2]
+
+
+def _check(
+    names: object, known: set[str], shape: Callable[[str], tuple[int, ...]], edit: WeightEdit
+) -> None:
+    for name in sorted(names):  # type: ignore[call-overload]
+        if name not in known:
+            raise PackageError(
+                f"the base model has no {name}",
+                got=f"{len(known)} weights",
+                allowed=did_you_mean(name, known)[:300],
+                next="package the edit with the base it was made for",
+            )
+        got = edit.factors[name].shape if name in edit.factors else tuple(edit.dense[name].shape)
+        if tuple(got) != shape(name):
+            raise PackageError(
+                f"the edit of {name} has another shape than the base's weight",
+                got=tuple(got),
+                allowed=shape(name),
+                next="package the edit with the base it was made for",
+            )
+
+
+def refuse_other_components(edit: WeightEdit, component: str) -> None:
+    """Refuse an edit that names modules outside the denoiser, a text encoder's for example."""
+    names = [*edit.factors, *edit.dense]
+    foreign = sorted(name for name in names if name.partition(".")[0] != component)
+    if foreign:
+        listed = ", ".join(foreign[:4]) + (" ..." if len(foreign) > 4 else "")
+        raise PackageError(
+            f"only the denoiser can be packaged, this edit names {len(foreign)} modules outside it",
+            got=listed,
+            allowed=f"modules of {component}",
+            next="text encoders are not edited by any method of this version",
+        )

@@ -1,0 +1,293 @@
+"""What the user asked for: one frozen model, built from defaults, a method, a preset and the user's keys.
+
+Layers, later ones win: pipelines/default.yaml, the method's file, its preset, the user's recipe, the
+command line. Mappings merge key by key; a stage with another `use` replaces the whole stage, because
+the old one's options would mean nothing to it. Everything impossible is refused here, before any
+weight is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
+
+from editforge import registry
+from editforge.artifacts.concepts import Concept, Name, fold
+from editforge.errors import EditforgeError, RecipeError, did_you_mean
+from editforge.families.config import ModelConfig
+from editforge.files import dump_yaml, parse_yaml, read_yaml
+from editforge.resources import resource_folder
+from editforge.stages import StageConfig
+
+_NUMBER_AS_TEXT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _stage(stage: str) -> BeforeValidator:
+    """Validate `{use: NAME, ...}` with the config class that NAME registered."""
+
+    def validate(value: Any) -> Any:
+        if value is None or isinstance(value, StageConfig):
+            return value
+        if not isinstance(value, Mapping) or not isinstance(value.get("use"), str):
+            known = ", ".join(registry.names(stage))
+            raise ValueError(f"a stage is a mapping with `use`, one of {known}")
+        return registry.get(stage, value["use"]).config.model_validate(dict(value))
+
+    return BeforeValidator(validate)
+
+
+def _listed(value: Any) -> Any:
+    return value if value is None or isinstance(value, (list, tuple)) else [value]
+
+
+Mine = Annotated[SerializeAsAny[StageConfig], _stage("mine")]
+
+
+class EvaluateConfig(_Section):
+    """How the result is judged."""
+
+    tier: Literal["gate"] = Field("gate", description="What is measured; see docs/benchmark.md.")
+    judge: str | None = Field(
+        "family", description="family, a local CLIP folder, or null: drift only, nothing is judged."
+    )
+
+
+class PackageConfig(_Section):
+    """What is written for others to load."""
+
+    export: tuple[Literal["lora", "unet", "pipeline", "single-file"], ...] = Field(
+        ("lora",), min_length=1, description="One repository folder each."
+    )
+    dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
+        "base", description="Of full checkpoints; LoRA factors are float32."
+    )
+
+
+class Recipe(_Section):
+    """A resolved recipe: every default written out. Saved as the run's recipe.yaml."""
+
+    method: str = Field("default", description="A name in pipelines/, recorded for the card.")
+    preset: str = Field("editforge", description="A named block of values in the method's file.")
+    model: ModelConfig = ModelConfig()
+    concepts: tuple[Concept, ...] = Field(min_length=1)
+    preserve: Literal["auto"] | tuple[Name, ...] = "auto"
+    seed: int = Field(0, ge=0, lt=2**63)
+    strength: float = Field(1.0, description="1 is the method's own edit, 0 the base bit for bit.")
+    continue_from: str | None = Field(
+        None, description="A run or solve.safetensors of an earlier edit, solved jointly with this one."
+    )
+    mine: Annotated[tuple[Mine, ...] | None, BeforeValidator(_listed)] = None
+    target: Annotated[SerializeAsAny[StageConfig], _stage("target")]
+    edit: Annotated[SerializeAsAny[StageConfig] | None, _stage("edit")]
+    align: Annotated[SerializeAsAny[StageConfig] | None, _stage("align")] = None
+    evaluate: EvaluateConfig | None = EvaluateConfig()
+    package: PackageConfig = PackageConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        seen: dict[str, str] = {}
+        for concept in self.concepts:
+            for name in concept.names:
+                if fold(name) in seen:
+                    raise ValueError(f"{name!r} is erased twice ({seen[fold(name)]!r})")
+                seen[fold(name)] = concept.name
+        if self.preserve != "auto":
+            both = [word for word in self.preserve if fold(word) in seen]
+            if both:
+                raise ValueError(f"{both[0]!r} is both erased and preserved")
+        if self.edit is None and self.align is None:
+            raise ValueError("edit and align are both null: nothing would be erased")
+        return self
+
+    def to_yaml(self) -> str:
+        """The recipe as text that loads to itself."""
+        return dump_yaml(self.model_dump(mode="json"))
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """Name to `about` block and presets of every shipped method."""
+    found = {}
+    for path in sorted(resource_folder("pipelines").glob("*.yaml")):
+        body = read_yaml(path)
+        found[path.stem] = {**body.get("about", {}), "presets": list(body.get("presets", {}))}
+    return found
+
+
+def resolve(
+    source: str | Mapping[str, Any] = "default",
+    overrides: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+    *,
+    preset: str | None = None,
+) -> Recipe:
+    """Build a recipe from a method name, a recipe file or a mapping, plus overrides.
+
+    Args:
+        source: `uce`, `my.yaml`, or the parsed content of a recipe.
+        overrides: keys that win over the recipe, as the command line gives them.
+        sets: `stage.key=value` texts that win over everything.
+        preset: overrides the recipe's preset.
+
+    Raises:
+        RecipeError: unknown method, preset or key with the nearest ones; an impossible combination.
+    """
+    own = _read_source(source)
+    name = own.get("method", "default")
+    body = dict(_method(name))
+    presets = body.pop("presets", {})
+    body.pop("about", None)
+    asked = preset or (overrides or {}).get("preset") or own.get("preset")
+    chosen = asked or body.get("preset", "editforge")
+    layers = [_defaults(), body]
+    if chosen != "editforge":
+        if chosen not in presets:
+            raise RecipeError(
+                f"method {name} has no preset {chosen!r}",
+                allowed=did_you_mean(str(chosen), ["editforge", *presets]),
+            )
+        layers.append(presets[chosen])
+    layers += [own, dict(overrides or {}), {"method": name, "preset": chosen}]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    for text in sets:
+        merged = _set(merged, text)
+    _refuse_numbers_as_text(merged, "")
+    return _validate(merged)
+
+
+def _read_source(source: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(source, Mapping):
+        return dict(source)
+    if not source.endswith((".yaml", ".yml")):
+        _method(source)
+        return {"method": source}
+    body = read_yaml(Path(source))
+    if not isinstance(body, dict):
+        raise RecipeError(f"{source} is not a recipe", got=type(body).__name__, allowed="a mapping")
+    body.pop("about", None)
+    body.pop("presets", None)
+    return body
+
+
+def _method(name: object) -> dict[str, Any]:
+    known = {path.stem: path for path in resource_folder("pipelines").glob("*.yaml")}
+    if not isinstance(name, str) or name not in known:
+        raise RecipeError(
+            f"no method {name!r}",
+            allowed=did_you_mean(str(name), known),
+            next="editforge list methods; a recipe file ends in .yaml",
+        )
+    return read_yaml(known[name])
+
+
+def _defaults() -> dict[str, Any]:
+    body = read_yaml(resource_folder("pipelines") / "default.yaml")
+    return {key: value for key, value in body.items() if key not in ("about", "presets")}
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        if both and value.get("use", old.get("use")) == old.get("use"):
+            result[key] = _merge(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _set(body: dict[str, Any], text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise RecipeError("--set takes key=value", got=text, next="--set edit.ridge=1e-3")
+    parsed: Any = float(value) if _NUMBER_AS_TEXT.fullmatch(value) else parse_yaml(value, "--set")
+    path = key.split(".")
+    node = body = dict(body)
+    for part in path[:-1]:
+        below = node.get(part)
+        if isinstance(below, list) and len(below) == 1:
+            below = below[0]
+        node[part] = dict(below) if isinstance(below, Mapping) else {}
+        node = node[part]
+    if path[-1] == "use" and node.get("use") != parsed:
+        node.clear()  # another implementation: the old one's options mean nothing to it
+    node[path[-1]] = parsed
+    return body
+
+
+def _refuse_numbers_as_text(value: Any, place: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_numbers_as_text(inner, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _refuse_numbers_as_text(inner, f"{place}.{index}")
+    elif isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value):
+        mantissa, _, exponent = value.lower().partition("e")
+        fixed = f"{mantissa if '.' in mantissa else mantissa + '.0'}e{exponent}"
+        raise RecipeError(
+            f"{place} is text to YAML, not a number", got=value, allowed=fixed, next="add the `.0`"
+        )
+
+
+def _validate(body: dict[str, Any]) -> Recipe:
+    try:
+        return Recipe.model_validate(body)
+    except ValidationError as error:
+        raise _readable(error, body) from None
+
+
+def _readable(error: ValidationError, body: dict[str, Any]) -> EditforgeError:
+    fault = error.errors()[0]
+    inner = fault.get("ctx", {}).get("error")
+    if isinstance(inner, EditforgeError):
+        return inner
+    where = ".".join(str(part) for part in fault["loc"]) or "the recipe"
+    if fault["type"] == "extra_forbidden":
+        known = _keys_at(body, fault["loc"][:-1])
+        return RecipeError(
+            f"unknown key {where}", allowed=did_you_mean(str(fault["loc"][-1]), known)
+        )
+    if fault["type"] == "missing" and fault["loc"] == ("concepts",):
+        return RecipeError("no concept to erase", next="editforge erase violin")
+    message = fault["msg"].removeprefix("Value error, ")
+    got = None if fault["loc"] == () else repr(fault.get("input"))[:120]
+    return RecipeError(f"{where}: {message}", got=got, next="editforge list stages")
+
+
+def _keys_at(body: Any, place: Sequence[Any]) -> list[str]:
+    """The keys the schema knows at a place of the recipe."""
+    if not place:
+        return list(Recipe.model_fields)
+    top = str(place[0])
+    node = body.get(top)
+    if top in registry.STAGES:
+        if isinstance(node, list):
+            node = node[place[1]] if len(place) > 1 and isinstance(place[1], int) else node[0]
+        cls: Any = registry.get(top, node["use"]).config
+    else:
+        cls = {
+            "model": ModelConfig,
+            "evaluate": EvaluateConfig,
+            "package": PackageConfig,
+            "concepts": Concept,
+        }.get(top)
+    return list(cls.model_fields) if cls else []
