@@ -1,0 +1,37 @@
+"""EditForge: erase a concept from a text-to-image diffusion model, prove it, ship it.
+
+    edit = editforge.erase(pipe, ["violin"])      # a WeightEdit; pipe is untouched
+    edit.apply(pipe); edit.remove(pipe)           # exact undo
+    edit.save_lora("out/")                        # pipe.load_lora_weights("out/")
+
+Importing this package imports nothing heavy and changes nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from editforge.api import erase as erase
+    from editforge.api import load_edit as load_edit
+    from editforge.artifacts.weight_edit import WeightEdit as WeightEdit
+
+__version__ = "0.1.0"
+__all__ = ["WeightEdit", "erase", "load_edit"]
+
+_HOME = {
+    "erase": "editforge.api",
+    "load_edit": "editforge.api",
+    "WeightEdit": "editforge.artifacts.weight_edit",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -27,7 +27,7 @@ from editforge import registry
 from editforge.artifacts.concepts import Concept, Name, fold
 from editforge.errors import EditforgeError, RecipeError, did_you_mean
 from editforge.families.config import ModelConfig
-from editforge.files import dump_yaml, parse_yaml, read_yaml
+from editforge.disk import dump_yaml, parse_yaml, read_yaml
 from editforge.resources import resource_folder
 from editforge.stages import StageConfig
 
@@ -118,15 +118,6 @@ class Recipe(_Section):
     def to_yaml(self) -> str:
         """The recipe as text that loads to itself."""
         return dump_yaml(self.model_dump(mode="json"))
-
-
-def methods() -> dict[str, dict[str, Any]]:
-    """Name to `about` block and presets of every shipped method."""
-    found = {}
-    for path in sorted(resource_folder("pipelines").glob("*.yaml")):
-        body = read_yaml(path)
-        found[path.stem] = {**body.get("about", {}), "presets": list(body.get("presets", {}))}
-    return found
 
 
 def resolve(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from editforge.artifacts.concepts import Name
 from editforge.errors import RecipeError
-from editforge.files import dump_yaml, read_yaml, write_text
+from editforge.disk import dump_yaml, read_yaml, write_text
 
 SCHEMA = "editforge.neighbors/1"
 T = TypeVar("T", bound=BaseModel)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from editforge.artifacts.concepts import Name, fold
 from editforge.artifacts.neighbors import load_list
-from editforge.files import dump_yaml, write_text
+from editforge.disk import dump_yaml, write_text
 
 SCHEMA = "editforge.targets/1"
 _HEADER = """\

@@ -35,6 +35,7 @@ class TextEncoder:
     def __init__(self, pipe: Any, family: Family) -> None:
         self._pipe = pipe
         self._tokenizer = getattr(pipe, family.text[0].tokenizer)
+        self._encoders = [getattr(pipe, part.encoder) for part in family.text]
         self._tokenizers = [getattr(pipe, part.tokenizer) for part in family.text]
         self.window = int(self._tokenizer.model_max_length)
         self.width = family.text_width
@@ -42,7 +43,11 @@ class TextEncoder:
     @property
     def device(self) -> torch.device:
         """Where the text encoder computes."""
-        return next(self._pipe.text_encoder.parameters()).device
+        return next(self.parameters()).device
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The parameters of all text encoders."""
+        return (weight for encoder in self._encoders for weight in encoder.parameters())
 
     def tokens(self, text: str) -> list[int]:
         """Token ids without begin and end of text."""

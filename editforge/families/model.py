@@ -20,7 +20,8 @@ from torch import Tensor
 from editforge.errors import FamilyError
 from editforge.families.encode import TextEncoder
 from editforge.families.schema import Family, load_family, shipped_families
-from editforge.files import check_finite, read_header, read_json, read_tensors, sha256_file
+from editforge.disk import read_json, sha256_file
+from editforge.files import check_finite, read_header, read_tensors
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,11 @@ class Model:
             if name in table:
                 return read_tensors(file, [name])[name]
         raise FamilyError(f"no weight {name} in {self.family.denoiser}")
+
+    def shape(self, path: str) -> tuple[int, ...]:
+        """Shape of one map, from the file's header."""
+        name = f"{path.partition('.')[2]}.weight"
+        return next(table[name].shape for table in self._tables.values() if name in table)
 
     @cached_property
     def encoder(self) -> TextEncoder:

@@ -12,7 +12,8 @@ from typing import Any
 from editforge.errors import FamilyError, HubError
 from editforge.families.config import ModelConfig
 from editforge.families.model import Model, Origin
-from editforge.files import read_header, sha256_file, sha256_json
+from editforge.disk import sha256_file, sha256_json
+from editforge.files import read_header
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLED = (".ckpt", ".bin", ".pt", ".pth")

@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editforge.errors import FamilyError, did_you_mean
-from editforge.files import read_yaml
+from editforge.disk import read_yaml
 
 Export = Literal["lora", "unet", "pipeline", "single-file"]
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from editforge.errors import PackageError, RecipeError
 from editforge.families.model import Model
-from editforge.files import read_tensors, sha256_json, write_safetensors
+from editforge.disk import sha256_json
+from editforge.files import read_tensors, write_safetensors
 
 _CACHED_FROM = 2_000  # words; shorter lists encode in seconds
 

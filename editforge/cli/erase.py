@@ -1,0 +1,198 @@
+"""`editforge erase` and `editforge run`: arguments to one recipe, one recipe to one run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from editforge.cli.output import DONE, GATE_FAILED, Output
+from editforge.errors import RecipeError
+
+if TYPE_CHECKING:
+    from editforge.recipe import Recipe
+
+Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.")]
+
+
+def erase(
+    concept: Annotated[list[str] | None, typer.Argument(help="Names to erase, jointly.")] = None,
+    concepts: Annotated[
+        Path | None, typer.Option(help="YAML list: names, or {name, aliases, kind}.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="object, style, person or broad.")] = "object",
+    method: Annotated[str, typer.Option(help="A method, or a RECIPE.yaml.")] = "default",
+    preset: Annotated[str | None, typer.Option(help="A named block of the method's values.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="emoji, a Hub id, a pipeline folder, a .safetensors file.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Suffix of the weight files: fp16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16: drawing.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help='What it becomes; "" is nothing. Chosen if left out.')
+    ] = None,
+    preserve: Annotated[
+        list[str] | None, typer.Option(help="Must not move; repeatable. Nearest words if left out.")
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="1 is the method's own edit, more is stronger.")
+    ] = None,
+    from_edit: Annotated[
+        Path | None, typer.Option("--from", help="An earlier run: solve both jointly.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Run folder; runs/<concept> if left out.")] = None,
+    export: Annotated[
+        str | None, typer.Option(help="Comma list: lora, unet, pipeline, single-file.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="family, a local CLIP folder, or none: drift only.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, cost, disk; change nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Erase concepts from a model, judge the result, and package it.
+
+    Examples:
+
+      editforge erase violin
+
+      editforge erase spider frog --output runs/two
+
+      editforge erase violin --target guitar --strength 1.2 --export lora,unet
+
+      editforge erase "ear of corn" --dry-run
+    """
+    from editforge.recipe import resolve
+
+    out = Output(as_json=as_json, quiet=quiet)
+    overrides: dict[str, Any] = {}
+    listed = _read_concepts(concepts, kind) + [{"name": n, "kind": kind} for n in concept or []]
+    if listed:
+        overrides["concepts"] = listed
+    named = {"id": model, "revision": revision, "variant": variant, "dtype": dtype, "device": device}
+    given = {key: value for key, value in named.items() if value is not None}
+    if given:
+        overrides["model"] = given
+    if target is not None:
+        overrides["target"] = {"use": "fixed", "text": target}
+    if preserve:
+        overrides["preserve"] = preserve
+    if export:
+        overrides["package"] = {"export": [part.strip() for part in export.split(",") if part.strip()]}
+    if judge is not None:
+        overrides["evaluate"] = {"judge": None if judge == "none" else judge}
+    simple = {"strength": strength, "seed": seed, "continue_from": from_edit and str(from_edit)}
+    overrides |= {key: value for key, value in simple.items() if value is not None}
+    recipe = resolve(method, overrides, set_ or (), preset=preset)
+    words = {"method": method if not method.endswith((".yaml", ".yml")) else None, "preset": preset}
+    words |= {"target": target, "strength": strength, "export": export, "seed": seed}
+    words |= {"model": model if model and not Path(model).exists() else None, "revision": revision}
+    parts = ["editforge", "erase", *(row.name for row in recipe.concepts)]
+    parts += [f"--{key}={value}" for key, value in words.items() if value not in (None, "default")]
+    parts += [f"--preserve={word}" for word in preserve or ()]
+    parts += [f"--set={text}" for text in set_ or () if "/" not in text]
+    where = output or Path("runs") / _slug([row.name for row in recipe.concepts])
+    return _execute(recipe, where, shlex.join(parts), out, dry_run)
+
+
+def run(
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe.")],
+    output: Annotated[Path, typer.Option(help="Run folder; an unfinished one is resumed.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A named block of the method's values.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, cost, disk; change nothing.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Run a recipe file, or resume its run.
+
+    Examples:
+
+      editforge run my-recipe.yaml --output runs/mine
+
+      editforge run runs/violin/recipe.yaml --output runs/violin
+    """
+    from editforge.recipe import resolve
+
+    recipe = resolve(str(recipe_file), None, set_ or (), preset=preset)
+    out = Output(as_json=as_json, quiet=quiet)
+    names = [row.name for row in recipe.concepts]
+    command = shlex.join(["editforge", "run", "recipe.yaml", *(f"--set={t}" for t in set_ or ())])
+    return _execute(recipe, output or Path("runs") / _slug(names), command, out, dry_run)
+
+
+def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: bool) -> int:
+    from editforge.cli.output import quiet_libraries
+
+    quiet_libraries()
+    if dry_run:
+        from editforge.plan import plan
+
+        estimate = plan(recipe, folder)
+        out.data(estimate.text())
+        out.json({"plan": estimate.to_json(), "output": str(folder)})
+        out.hint("the same command without --dry-run")
+        return DONE
+    from editforge.run import execute
+
+    result = execute(recipe, folder, command=command, progress=not out.quiet, say=out.say)
+    report = result.report
+    out.data(report.summary() if report else "not judged: the recipe's evaluate is null")
+    out.data(f"pictures: {folder / 'evaluate' / 'grid.png'}" if report else "")
+    out.data(f"package:  {folder / 'package'}")
+    verdict = report.verdict if report else {"status": "not judged", "passed": None}
+    body = {"output": str(folder), "package": str(folder / "package"), "verdict": dict(verdict)}
+    body["targets"] = {row.concept: row.target for row in result.targets.concepts}
+    body["rank"] = result.edit.exact_rank
+    out.json(body)
+    if report is not None and report.passed is False:
+        out.say(f"the gate failed: {verdict['status']}. The package is marked as failed.")
+        out.hint(str(verdict.get("next") or f"editforge evaluate {shlex.quote(str(folder))}"))
+        return GATE_FAILED
+    out.hint(f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{_slug(_names(recipe))}-erased")
+    return DONE
+
+
+def _read_concepts(path: Path | None, kind: str) -> list[dict[str, Any]]:
+    if path is None:
+        return []
+    from editforge.disk import read_yaml
+
+    body = read_yaml(path)
+    if not isinstance(body, list) or not body:
+        raise RecipeError(
+            f"{path.name} is not a list of concepts",
+            got=type(body).__name__,
+            allowed="names, or {name: ..., aliases: [...], kind: ...}, one a line behind a dash",
+        )
+    rows = [{"name": row} if isinstance(row, (str, int, float)) else row for row in body]
+    bad = next((row for row in rows if not isinstance(row, dict)), None)
+    if bad is not None:
+        raise RecipeError(f"{path.name} holds something that is no concept", got=repr(bad)[:80])
+    return [{"kind": kind, **row, "name": _text(row.get("name"))} for row in rows]
+
+
+def _text(name: object) -> object:
+    return str(name) if isinstance(name, (int, float)) and not isinstance(name, bool) else name
+
+
+def _names(recipe: Recipe) -> list[str]:
+    return [row.name for row in recipe.concepts]
+
+
+def _slug(names: list[str]) -> str:
+    first = re.sub(r"[^a-z0-9]+", "-", names[0].casefold()).strip("-") or "run"
+    return first[:60] if len(names) == 1 else f"{first[:60]}-and-{len(names) - 1}-more"

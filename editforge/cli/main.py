@@ -1,0 +1,68 @@
+"""The `editforge` command: a name for each verb, imported when it is used. No logic here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from editforge import __version__
+from editforge.cli.erase import erase, run
+from editforge.cli.listing import doctor, list_
+from editforge.cli.output import BAD_INPUT, guarded
+from editforge.cli.saved import evaluate, inspect, package, push, verify
+
+app = typer.Typer(
+    name="editforge",
+    help="Erase a concept from a text-to-image diffusion model, prove it, and ship the result.",
+    epilog="Start with: editforge erase violin",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for verb in (erase, run, evaluate, package, push, verify, inspect, doctor):
+    app.command()(verb)
+app.command("list")(list_)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"editforge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["EDITFORGE_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Entry point: run the command, exit with its code."""
+
+    def call() -> int:
+        try:
+            return int(app(standalone_mode=False) or 0)
+        except typer.Exit as leave:
+            return int(leave.exit_code)
+        except Exception as error:
+            # typer's own usage errors know how to show themselves; the rest is handled above.
+            show = getattr(error, "show", None)
+            if show is None:
+                raise
+            show()
+            return BAD_INPUT
+
+    sys.exit(guarded(call))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Manners: data on stdout, everything else on stderr, one JSON object last, four exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from editforge.errors import EditforgeError
+
+DONE, GATE_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class Output:
+    """What one command prints.
+
+    Args:
+        as_json: the last line of stdout is one JSON object, and nothing else goes there.
+        quiet: errors only on stderr.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        self._json, self.quiet = as_json, quiet
+
+    def say(self, line: str) -> None:
+        """Progress, decisions, warnings, hints: stderr."""
+        if not self.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    def data(self, text: str) -> None:
+        """The result for a person: stdout, unless JSON was asked for."""
+        if not self._json:
+            print(text)
+
+    def json(self, value: Mapping[str, Any]) -> None:
+        """The result for a program."""
+        if self._json:
+            print(json.dumps(value, sort_keys=True, allow_nan=False))
+
+    def hint(self, command: str) -> None:
+        """The next command, ready to paste."""
+        self.say(f"next: {command}")
+
+
+def guarded(call: Callable[[], int]) -> int:
+    """Run one command; turn what a user can mend into a message, never into a traceback.
+
+    EDITFORGE_DEBUG=1 (or --debug) shows the traceback of those too. Anything else is a bug and shows
+    its own.
+    """
+    try:
+        return call()
+    except EditforgeError as error:
+        _show(f"{type(error).__name__}: {error}")
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        _show("interrupted; the same command goes on from here")
+        return INTERRUPTED
+    except OSError as error:
+        kinds = {
+            errno.ENOSPC: "the disk is full",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EROFS: "the disk is read-only",
+            errno.EACCES: "no permission",
+            errno.EPERM: "no permission",
+            errno.EFBIG: "the file is larger than this system allows",
+        }
+        if error.errno not in kinds:
+            raise
+        _show(
+            f"{kinds[error.errno]}\n  got:     {error.filename or error}\n"
+            "  next:    make room or choose --output ELSEWHERE, then run the same command: "
+            "finished stages are kept"
+        )
+        return BAD_INPUT
+
+
+def _show(text: str) -> None:
+    if os.environ.get("EDITFORGE_DEBUG"):
+        traceback.print_exc()
+    print(text, file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own bars and notices off the user's terminal; errors still show."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for module in (diffusers_logging, transformers_logging):
+        module.set_verbosity_error()
+        module.disable_progress_bar()

@@ -1,0 +1,172 @@
+"""Verbs on what is already there: evaluate, package, push, verify, inspect."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from editforge.cli.erase import Json, Quiet
+from editforge.cli.output import BAD_INPUT, DONE, GATE_FAILED, Output, quiet_libraries
+from editforge.errors import PackageError, RecipeError
+
+
+def evaluate(
+    place: Annotated[str, typer.Argument(metavar="DIR|ID", help="A run, a package, or a Hub id.")],
+    tier: Annotated[str, typer.Option(help="gate.")] = "gate",
+    model: Annotated[str | None, typer.Option(help="The base, where the package cannot name it.")] = None,
+    judge: Annotated[str, typer.Option(help="family, a local CLIP folder, or none.")] = "family",
+    output: Annotated[Path | None, typer.Option(help="Where the report goes; shown only if left out.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Judge a saved package: base against edited on the same noise.
+
+    Examples:
+
+      editforge evaluate runs/violin
+
+      editforge evaluate runs/violin/package/lora --output reports/violin
+    """
+    from editforge.saved import evaluate_saved
+
+    if tier != "gate":
+        raise RecipeError("no such tier", got=tier, allowed="gate")
+    out = Output(as_json=as_json, quiet=quiet)
+    quiet_libraries()
+    chosen = None if judge == "none" else judge
+    report = evaluate_saved(place, model=model, judge=chosen, progress=not quiet, say=out.say)
+    if output is not None:
+        report.save(output)
+        out.data(f"report: {output}")
+    out.data(report.summary())
+    out.json({"verdict": dict(report.verdict), "output": output and str(output)})
+    if report.passed is False:
+        out.hint(str(report.verdict.get("next") or "editforge erase --help"))
+        return GATE_FAILED
+    out.hint(f"editforge push {shlex.quote(place)} YOUR-NAME/REPO")
+    return DONE
+
+
+def package(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run.")],
+    export: Annotated[str, typer.Option(help="Comma list: lora, unet, pipeline, single-file.")] = "lora",
+    dtype: Annotated[str, typer.Option(help="Of full checkpoints: base, float32, float16.")] = "base",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Write a run's package again, for other readers.
+
+    Examples:
+
+      editforge package runs/violin --export lora,unet
+    """
+    from editforge.saved import repackage
+
+    out = Output(as_json=as_json, quiet=quiet)
+    quiet_libraries()
+    kinds = [part.strip() for part in export.split(",") if part.strip()]
+    where = repackage(folder, kinds, dtype, progress=not quiet, say=out.say)
+    out.data(f"package: {where}")
+    out.json({"package": str(where), "export": kinds})
+    out.hint(f"editforge push {shlex.quote(str(folder))} YOUR-NAME/REPO --export {kinds[0]}")
+    return DONE
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, a package, or its subfolder.")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
+    export: Annotated[str, typer.Option(help="Which folder of the package.")] = "lora",
+    public: Annotated[bool, typer.Option("--public", help="Visible to all, once verified.")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="As a pull request.")] = False,
+    gated: Annotated[str | None, typer.Option(help="auto or manual: who may download.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files; touch no network.")] = False,
+    allow_failed: Annotated[
+        bool, typer.Option("--allow-failed", help="Push although the gate failed.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Upload one repository folder, private unless --public, and verify every file.
+
+    Examples:
+
+      editforge push runs/violin my-name/violin-erased --dry-run
+
+      editforge push runs/violin my-name/violin-erased --public -y
+    """
+    from editforge.hub.push import push_package
+
+    out = Output(as_json=as_json, quiet=quiet)
+    receipt = push_package(
+        folder,
+        repo,
+        export=export,
+        public=public,
+        create_pr=create_pr,
+        gated=gated,
+        allow_failed=allow_failed,
+        dry_run=dry_run,
+        confirm=None if yes else lambda question: typer.confirm(question, err=True),
+        say=out.say,
+    )
+    out.data(receipt.text())
+    out.json(receipt.to_json())
+    out.hint(
+        f"editforge push {shlex.quote(str(folder))} {repo}" if dry_run else f"editforge verify {repo}"
+    )
+    return DONE
+
+
+def verify(
+    place: Annotated[str, typer.Argument(metavar="DIR|REPO", help="A run, a package, or a Hub id.")],
+    as_json: Json = False,
+) -> int:
+    """Compare every file of a package with its recorded hash.
+
+    Examples:
+
+      editforge verify runs/violin
+    """
+    from editforge.package.verify import verify_folder
+    from editforge.saved import local_folder
+
+    out = Output(as_json=as_json)
+    folder = local_folder(place)
+    if (folder / "package").is_dir():
+        folder = folder / "package"
+    problems = verify_folder(folder)
+    for problem in problems:
+        out.data(problem)
+    out.data(f"{len(problems)} problems" if problems else "every file is what was written")
+    out.json({"problems": problems, "good": not problems})
+    return BAD_INPUT if problems else DONE
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A safetensors file, or a folder.")],
+    reader: Annotated[str, typer.Option(help="diffusers, comfyui or a1111.")] = "diffusers",
+    as_json: Json = False,
+) -> int:
+    """Say what a file holds, and which of its keys a reader would use.
+
+    Examples:
+
+      editforge inspect runs/violin/package/lora/pytorch_lora_weights.safetensors
+
+      editforge inspect eraser.safetensors --reader comfyui
+    """
+    from editforge.package.inspect import inspect_file
+
+    out = Output(as_json=as_json)
+    if reader not in ("diffusers", "comfyui", "a1111"):
+        raise RecipeError("no such reader", got=reader, allowed="diffusers, comfyui, a1111")
+    if not file.exists():
+        raise PackageError("no such file", got=str(file))
+    found = inspect_file(file, reader=reader)
+    out.data(found.text())
+    out.json(found.to_json())
+    return DONE

@@ -1,0 +1,326 @@
+"""The stages in order. Only this file knows that mine comes before target and edit before evaluate.
+
+`solve_in_memory` runs mine, target, edit and align for a pipeline that is already loaded; `execute`
+runs a whole recipe in a folder, skips what is done, redoes what is not, and ends with a package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from editforge import __version__, registry
+from editforge.artifacts.neighbors import Neighbors
+from editforge.artifacts.report import Report
+from editforge.artifacts.system import System
+from editforge.artifacts.targets import Targets
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.families.open import open_model
+from editforge.disk import dump_yaml, sha256_file, sha256_json
+from editforge.recipe import Recipe
+from editforge.stages import AlignInputs, Context, EditInputs, EditOutput, MineInputs, TargetInputs
+from editforge.workspace import Workspace
+
+# Raised when a stage computes something else from the same inputs: a resumed run then redoes it.
+VERSIONS = {"mine": 1, "target": 1, "edit": 1, "align": 1, "evaluate": 1, "package": 1}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with: its folder, the edit, and the report if anything was measured."""
+
+    folder: Path
+    edit: WeightEdit
+    targets: Targets
+    report: Report | None
+
+
+def mine(recipe: Recipe, context: Context) -> Neighbors:
+    """Run every miner of the recipe and merge what they found; earlier ones win."""
+    found = Neighbors()
+    for position, config in enumerate(recipe.mine or ()):
+        one = _call("mine", config, MineInputs(recipe.concepts), context)
+        found = one if position == 0 else found.merged(one)
+    return found
+
+
+def choose(recipe: Recipe, neighbors: Neighbors, context: Context) -> Targets:
+    """Choose targets and the preserve list."""
+    preserve = None if recipe.preserve == "auto" else recipe.preserve
+    inputs = TargetInputs(recipe.concepts, neighbors, preserve)
+    targets: Targets = _call("target", recipe.target, inputs, context)
+    return targets
+
+
+def edit(recipe: Recipe, targets: Targets, neighbors: Neighbors, context: Context) -> EditOutput:
+    """Compute the closed form at strength 1, with provenance; an empty edit if the recipe has none."""
+    if recipe.edit is None:
+        output = EditOutput(WeightEdit({}, exact_rank=0))
+    else:
+        path = recipe.continue_from
+        earlier = System.load(Path(path).expanduser()) if path else None
+        inputs = EditInputs(recipe.concepts, targets, neighbors, earlier)
+        output = _call("edit", recipe.edit, inputs, context)
+        output = output if isinstance(output, EditOutput) else EditOutput(output)
+    provenance = {**provenance_of(recipe, targets, context), **output.edit.provenance}
+    return replace(output, edit=replace(output.edit, provenance=provenance))
+
+
+def align(
+    recipe: Recipe, start: WeightEdit, targets: Targets, neighbors: Neighbors, context: Context
+) -> WeightEdit:
+    """Train on top of an edit; the result holds both."""
+    inputs = AlignInputs(recipe.concepts, targets, neighbors, start)
+    result: WeightEdit = _call("align", recipe.align, inputs, context)
+    return replace(result, provenance={**start.provenance, **result.provenance})
+
+
+def solve_in_memory(recipe: Recipe, context: Context) -> WeightEdit:
+    """Mine to align without a folder; the edit has the recipe's strength."""
+    neighbors = mine(recipe, context)
+    targets = choose(recipe, neighbors, context)
+    result = edit(recipe, targets, neighbors, context).edit
+    if recipe.align is not None:
+        result = align(recipe, result, targets, neighbors, context)
+    return result.scaled(recipe.strength)
+
+
+def execute(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    command: str = "",
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    until: str | None = None,
+) -> Result:
+    """Run a recipe in `folder`, or resume it.
+
+    Args:
+        recipe: resolved.
+        folder: a new one, or an earlier run of the same recipe.
+        command: the command line for the card, free of paths.
+        progress: bars on stderr.
+        say: takes one line about what was decided, and why.
+        until: stop after this stage.
+
+    Raises:
+        EditforgeError: bad input, a refused edit, a folder of another recipe. Finished stages stay.
+    """
+    with (
+        Workspace(folder, recipe.to_yaml(), say) as space,
+        open_model(recipe.model) as model,
+    ):
+        context = Context(model, recipe.seed, progress, None, say)
+        plan = _Plan(recipe, space, context, command)
+        return plan.run(until)
+
+
+class _Plan:
+    """One recipe on one model in one folder: which stage reads what."""
+
+    def __init__(self, recipe: Recipe, space: Workspace, context: Context, command: str) -> None:
+        self._recipe, self._space, self._context, self._command = recipe, space, context, command
+
+    def run(self, until: str | None) -> Result:
+        recipe = self._recipe
+        mined = self._stage("mine", recipe.mine, {}, self._mine, Neighbors.load)
+        neighbors = Neighbors.load(mined)
+        aimed = self._stage(
+            "target",
+            [recipe.target, recipe.preserve],
+            {"mine": mined},
+            lambda out, context: choose(recipe, neighbors, context).save(out),
+            Targets.load,
+        )
+        targets = Targets.load(aimed)
+        self._say_targets(targets)
+        inputs = {"mine": mined, "target": aimed}
+        earlier = _content(recipe.continue_from)
+        last = self._stage(
+            "edit",
+            [recipe.edit, earlier],
+            inputs,
+            lambda out, context: _save_edit(edit(recipe, targets, neighbors, context), out),
+            _load_edit,
+        )
+        if recipe.align is not None and until != "edit":
+            start = _load_edit(last)
+            last = self._stage(
+                "align",
+                recipe.align,
+                {**inputs, "edit": last},
+                lambda out, context: align(recipe, start, targets, neighbors, context).save(
+                    out / "weight_edit.safetensors"
+                ),
+                _load_edit,
+            )
+        final = _load_edit(last).scaled(recipe.strength)
+        report, judged = None, None
+        if recipe.evaluate is not None and until not in ("edit", "align"):
+            judged = self._stage(
+                "evaluate",
+                [recipe.evaluate, recipe.strength],
+                {**inputs, last.name: last},
+                lambda out, context: self._evaluate(final, targets, out, context),
+                Report.load,
+            )
+            report = Report.load(judged)
+        if until in (None, "package"):
+            before = {"edit": last, **({"evaluate": judged} if judged else {})}
+            self._stage(
+                "package",
+                [recipe.package, recipe.strength, self._command],
+                before,
+                lambda out, context: self._package(final, judged, out, context),
+                lambda out: None,
+            )
+        return Result(self._space.folder, final, targets, report)
+
+    def _stage(
+        self,
+        name: str,
+        config: Any,
+        inputs: dict[str, Path],
+        make: Callable[[Path, Context], None],
+        check: Callable[[Path], object],
+    ) -> Path:
+        context = self._context
+        facts = {
+            "version": VERSIONS[name],
+            "base": context.model.digest,
+            "device": context.model.device,
+            "seed": self._recipe.seed,
+            "concepts": [concept.model_dump(mode="json") for concept in self._recipe.concepts],
+        }
+        return self._space.stage(
+            name,
+            portable(config),
+            inputs,
+            facts,
+            lambda out, work: make(out, replace(context, work=work)),
+            check,
+        )
+
+    def _mine(self, out: Path, context: Context) -> None:
+        mine(self._recipe, context).save(out)
+
+    def _say_targets(self, targets: Targets) -> None:
+        for row in targets.concepts:
+            what = repr(row.target) if row.target else "nothing"
+            self._context.say(f"{row.concept!r} becomes {what}: {row.reason}")
+            if row.candidates:
+                best = ", ".join(f"{c.word} {c.score:.3g}" for c in row.candidates[:4])
+                self._context.say(f"  predicted damage: {best}; all in target/targets.yaml")
+        words = targets.preserved
+        more = f" and {len(words) - 8} more" if len(words) > 8 else ""
+        self._context.say(f"preserved: {', '.join(words[:8]) or 'nothing'}{more}")
+
+    def _evaluate(self, final: WeightEdit, targets: Targets, out: Path, context: Context) -> None:
+        from editforge.evaluate.gate import evaluate_gate
+
+        assert self._recipe.evaluate is not None
+        report = evaluate_gate(
+            context.model.pipeline(),
+            final,
+            self._recipe.concepts,
+            family_name=context.model.family.name,
+            judge=self._recipe.evaluate.judge,
+            targets={row.concept: row.target for row in targets.concepts},
+            preserve=targets.preserved,
+            seed=self._recipe.seed,
+            progress=context.progress,
+            workdir=context.work,
+        )
+        report.save(out)
+
+    def _package(
+        self, final: WeightEdit, judged: Path | None, out: Path, context: Context
+    ) -> None:
+        from editforge.package.build import build_package
+
+        build_package(
+            context.model,
+            final,
+            evaluation=judged,
+            recipe_text=dump_yaml(public_recipe(self._recipe, context.model.label)),
+            command=self._command,
+            output=out,
+            exports=self._recipe.package.export,
+            dtype=self._recipe.package.dtype,
+        )
+
+
+def provenance_of(recipe: Recipe, targets: Targets, context: Context) -> dict[str, Any]:
+    """What every edit says about itself: method, base, concepts; no path, no clock."""
+    model = context.model
+    public = public_recipe(recipe, model.label)
+    rows = [
+        {**concept.model_dump(mode="json"), "target": targets.of(concept.name).target}
+        for concept in recipe.concepts
+    ]
+    return {
+        "method": recipe.method,
+        "preset": recipe.preset,
+        "family": model.family.name,
+        "base_model": model.label,
+        "base_revision": model.revision,
+        "base_sha256": model.base_sha256,
+        "erased": rows,
+        "combined": "one concept" if len(rows) == 1 else "joint",
+        "preserve": targets.preserved,
+        "seed": recipe.seed,
+        "recipe_sha256": sha256_json(public),
+        "editforge_version": __version__,
+    }
+
+
+def public_recipe(recipe: Recipe, label: str) -> dict[str, Any]:
+    """The recipe with local paths replaced by what they contain: fit for a card."""
+    body: dict[str, Any] = portable(recipe)
+    body["model"]["id"] = "emoji" if recipe.model.id == "emoji" else label
+    return body
+
+
+def portable(value: Any) -> Any:
+    """JSON data in which every string that names a local file is `file:<sha256>`."""
+    if hasattr(value, "model_dump"):
+        value = value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {key: portable(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(inner) for inner in value]
+    if isinstance(value, str) and ("/" in value or "\\" in value or value.endswith((".txt", ".yaml"))):
+        return _content(value)
+    return value
+
+
+def _content(path: str | None) -> str | None:
+    """A local file or run by what it holds; any other text as it is."""
+    if path is None:
+        return None
+    place = Path(path).expanduser()
+    solve = place / "edit" / "solve.safetensors"
+    if solve.is_file():
+        place = solve
+    if place.is_dir():
+        from editforge.workspace import hashes
+
+        return f"folder:{sha256_json(hashes(place))[:12]}"
+    return f"file:{sha256_file(place)[:12]}" if place.is_file() else path
+
+
+def _call(stage: str, config: Any, inputs: Any, context: Context) -> Any:
+    return registry.get(stage, config.use).function(inputs, config, context)
+
+
+def _save_edit(output: EditOutput, out: Path) -> None:
+    output.edit.save(out / "weight_edit.safetensors")
+    if output.system is not None:
+        output.system.save(out / "solve.safetensors")
+
+
+def _load_edit(folder: Path) -> WeightEdit:
+    return WeightEdit.load(folder / "weight_edit.safetensors")

@@ -1,0 +1,219 @@
+"""A run directory: which stages are done, which are damaged, which lists a person edited.
+
+A stage writes into a hidden sibling and is renamed into place, then the manifest follows. So a run
+killed at any instant finds either the old folder, the new one, or a partial one with the checkpoints
+of the same digest to go on from. No clock and no path enters a digest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from editforge import __version__
+from editforge.errors import EditforgeError, RecipeError
+from editforge.disk import parse_yaml, read_json, sha256_file, sha256_json, write_json, write_text
+
+SCHEMA = "editforge.run/1"
+LISTS = {"mine": "neighbors.yaml", "target": "targets.yaml"}
+
+
+class Workspace:
+    """One run's folder, locked while it is open.
+
+    Args:
+        folder: made if missing; an existing one must be empty or a run of the same recipe.
+        recipe: resolved recipe as YAML text.
+        say: takes one line for the user.
+
+    Raises:
+        RecipeError: the folder is no run, or belongs to another recipe: the differing keys are named.
+    """
+
+    def __init__(self, folder: Path, recipe: str, say: Callable[[str], None]) -> None:
+        self.folder, self._say = folder, say
+        if folder.exists() and not folder.is_dir():
+            raise RecipeError("the output is a file", got=str(folder), next="--output FOLDER")
+        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        known = folder / "recipe.yaml"
+        if held and not known.is_file() and set(held) - {".lock", ".recipe.yaml.partial"}:
+            raise RecipeError(
+                "the output folder is not a run",
+                got=f"{folder} holds {', '.join(held[:4])}",
+                allowed="a new or empty folder, or an earlier run",
+                next="--output ANOTHER",
+            )
+        if known.is_file():
+            _same_recipe(known, recipe)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RecipeError(
+                "another process works in this run", got=str(folder), next="wait for it, or stop it"
+            ) from None
+        if not known.is_file():
+            write_text(known, recipe)
+        self._manifest = self._read_manifest()
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def stage(
+        self,
+        name: str,
+        config: Any,
+        inputs: Mapping[str, Path],
+        facts: Mapping[str, Any],
+        make: Callable[[Path, Path], None],
+        check: Callable[[Path], object],
+    ) -> Path:
+        """Bring one stage up to date and return its folder.
+
+        Args:
+            name: the stage.
+            config: its resolved options, JSON-able, free of paths.
+            inputs: folders of earlier stages it reads; their content is what counts.
+            facts: other things its result depends on: base digest, seed, version.
+            make: `make(out, work)` writes the artifact into `out`; `work` outlives a kill.
+            check: loads the artifact from a folder; raises if a person's edit broke it.
+        """
+        contents = {key: sha256_json(hashes(path)) for key, path in inputs.items()}
+        digest = sha256_json([name, config, contents, dict(facts)])
+        folder = self.folder / name
+        self._recover(name)
+        reason = self._why_redo(name, digest, check)
+        if reason is None:
+            return folder
+        if reason:
+            self._say(f"{name}: redone, {reason}")
+        partial = self.folder / f".{name}.partial"
+        if not (partial / "digest").is_file() or (partial / "digest").read_text() != digest:
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / "work").mkdir(parents=True)
+            write_text(partial / "digest", digest)
+        shutil.rmtree(partial / "out", ignore_errors=True)
+        (partial / "out").mkdir()
+        start = time.monotonic()
+        make(partial / "out", partial / "work")
+        seconds = time.monotonic() - start
+        files = hashes(partial / "out")
+        if folder.exists():
+            folder.rename(self.folder / f".{name}.old")
+        (partial / "out").rename(folder)
+        self._manifest["stages"][name] = {"digest": digest, "inputs": contents, "files": files}
+        self._write_manifest()
+        shutil.rmtree(self.folder / f".{name}.old", ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        self._log(name, seconds)
+        return folder
+
+    def _why_redo(self, name: str, digest: str, check: Callable[[Path], object]) -> str | None:
+        """None: up to date. Empty: never done. Else the reason, in words."""
+        entry, folder = self._manifest["stages"].get(name), self.folder / name
+        if entry is None or not folder.is_dir():
+            return "" if entry is None else "its folder is gone"
+        now = hashes(folder)
+        changed = sorted(key for key in {*now, *entry["files"]} if now.get(key) != entry["files"].get(key))
+        edited = name in LISTS and changed == [LISTS[name]] and LISTS[name] in now
+        if edited:
+            check(folder)
+            self._say(f"{name}: your {LISTS[name]} is kept; what follows is redone")
+            entry |= {"files": now, "edited": True}
+            self._write_manifest()
+            return None
+        if changed:
+            return f"{changed[0]} is not what was written"
+        if entry["digest"] != digest:
+            if entry.get("edited"):
+                self._say(f"{name}: kept, {LISTS[name]} is yours; delete the folder to redo it")
+                return None
+            return "something it depends on changed"
+        return None
+
+    def _recover(self, name: str) -> None:
+        """A kill between two renames leaves the old folder under its hidden name."""
+        old, folder = self.folder / f".{name}.old", self.folder / name
+        if old.is_dir() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.folder / "manifest.json"
+        fresh: dict[str, Any] = {"schema": SCHEMA, "stages": {}, "versions": versions()}
+        if not path.is_file():
+            return fresh
+        try:
+            body = read_json(path)
+        except EditforgeError:
+            body = None
+        if isinstance(body, dict) and body.get("schema") == SCHEMA and "stages" in body:
+            return body
+        self._say("manifest.json is damaged: every stage is redone")
+        return fresh
+
+    def _write_manifest(self) -> None:
+        write_json(self.folder / "manifest.json", self._manifest)
+
+    def _log(self, name: str, seconds: float) -> None:
+        path = self.folder / "log" / "timings.json"
+        try:
+            timings = read_json(path)
+        except EditforgeError:
+            timings = {}
+        write_json(path, {**timings, name: round(seconds, 3)})
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Relative path to sha256 of every file below `folder`."""
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def versions() -> dict[str, str]:
+    """What a result may depend on besides the recipe."""
+    from importlib.metadata import version
+
+    names = ("torch", "diffusers", "transformers", "safetensors")
+    return {"editforge": __version__, **{name: version(name) for name in names}}
+
+
+def _same_recipe(known: Path, recipe: str) -> None:
+    old = parse_yaml(known.read_text(encoding="utf-8"), known.name)
+    differing = sorted(_differences(old, parse_yaml(recipe, "recipe"), ""))
+    if differing:
+        raise RecipeError(
+            "this folder holds a run of another recipe",
+            got="; ".join(differing[:6]) + ("; ..." if len(differing) > 6 else ""),
+            next="--output ANOTHER, or delete the folder",
+        )
+
+
+def _differences(old: Any, new: Any, place: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for key in {*old, *new}
+            for line in _differences(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+        ]
+    return [] if old == new else [f"{place}: {old!r} there, {new!r} now"]
+
+
+def writable(folder: Path) -> bool:
+    """Whether files can be made in the nearest existing folder above `folder`."""
+    while not folder.exists():
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
