@@ -1,8 +1,8 @@
 """Tiny real pipelines, built in code from real diffusers and transformers classes; no download.
 
-The block structure is that of the real architectures, so weight names equal those of Stable Diffusion
-1.x, 2.x and XL, and every shipped family matches with its own module counts. Only the widths are
-tiny; `tiny_family` is the shipped family with them.
+The block structure is that of the real architectures, so weight names equal those of Stable
+Diffusion 1.x, 2.x and XL, and every shipped family matches with its own module counts. Only the
+widths are tiny; `tiny_family` is the shipped family with them.
 
     folder = save_tiny(tmp_path / "base", "sd1")            # a pipeline folder
     model = tiny_model(folder, "sd1")                       # what the exporters take
@@ -39,14 +39,19 @@ from transformers import (
 
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.families.schema import Family, Match, SamplerDefaults, TextSlice, load_family
-from editforge.files import read_header, read_tensors, sha256_file, write_safetensors
+from editforge.disk import sha256_file
+from editforge.files import read_header, read_tensors, write_safetensors
 
 KINDS = ("sd1", "sd2", "sdxl")
 TEXT_WIDTHS = {"sd1": (24,), "sd2": (40,), "sdxl": (24, 40)}
-WORDS = (
-    "a an of in on the and photo image picture drawing art style painting violin trumpet guitar "
-    "piano cello cat dog horse lighthouse boat tree house grass water red blue green van gogh monet"
-).split()
+WORDS = tuple(
+    word
+    for line in (
+        "a an of in on the and photo image picture drawing art style painting violin trumpet guitar",
+        "piano cello cat dog horse lighthouse boat tree house grass water red blue green van gogh monet",
+    )
+    for word in line.split()
+)
 
 
 @contextmanager

@@ -6,11 +6,14 @@ a NaN or an infinity is an error, not data; pickled weights are refused by `weig
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +22,10 @@ from editforge.artifacts.weight_edit import WeightEdit
 from editforge.errors import FamilyError, PackageError, did_you_mean
 from editforge.families.model import weight_files
 from editforge.families.schema import Family
-from editforge.files import DTYPES, LazyTensor, TensorInfo, check_finite, read_header
+from editforge.disk import read_json, write_text
+from editforge.files import check_finite, DTYPES, LazyTensor, read_header, TensorInfo
 
+_LOCAL = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.{1,2}[\\/])")
 PRECISIONS = {
     "base": None,
     "float32": torch.float32,
@@ -105,7 +110,9 @@ class Weights:
     def stored(self, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
         """The dtype of each tensor after a cast to `dtype`; integers stay, None casts nothing."""
         return {
-            name: self.dtype(name) if dtype is None or not self.dtype(name).is_floating_point else dtype
+            name: self.dtype(name)
+            if dtype is None or not self.dtype(name).is_floating_point
+            else dtype
             for name in self.where
         }
 
@@ -188,3 +195,15 @@ def refuse_other_components(edit: WeightEdit, component: str) -> None:
             allowed=f"modules of {component}",
             next="text encoders are not edited by any method of this version",
         )
+
+
+def copy_file(source: Path, target: Path, label: str) -> None:
+    """Copy bytes; only a local `_name_or_path` in a JSON file is replaced, by the base's label."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix == ".json" and label.startswith("local:"):
+        value: Any = read_json(source)
+        if isinstance(value, dict) and _LOCAL.match(str(value.get("_name_or_path", ""))):
+            text = json.dumps({**value, "_name_or_path": label}, indent=2, ensure_ascii=False)
+            write_text(target, text + "\n")
+            return
+    shutil.copyfile(source, target)

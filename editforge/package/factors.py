@@ -10,8 +10,6 @@ get equal norms first, and the relative error is measured, not assumed.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -141,12 +139,13 @@ def _error(pair: LowRank, used: LowRank, strength: float, dtype: torch.dtype) ->
     wanted = (strength * pair.B.double(), pair.A.double())
     stored = tuple(side.double() for side in stored_factors(used, strength, dtype))
     gap = (torch.cat([stored[0], -wanted[0]], dim=1), torch.cat([stored[1], wanted[1]], dim=0))
+    if not all(bool(torch.isfinite(side).all()) for side in stored):
+        raise PackageError(f"the factors overflow {dtype}", next="write them in float32")
     size = _norm(*wanted)
     return _norm(*gap) / size if size > 0 else 0.0
 
 
 def _norm(left: Tensor, right: Tensor) -> float:
     """|left right|_F. Triangular factors keep small differences that a Gram matrix would cancel."""
-    reduce: Callable[[Tensor], Tensor] = lambda side: torch.linalg.qr(side).R  # noqa: E731
-    value = torch.linalg.matrix_norm(reduce(left) @ reduce(right.T).T)
-    return 0.0 if not math.isfinite(float(value)) else float(value)
+    right_r = torch.linalg.qr(right.T).R
+    return float(torch.linalg.matrix_norm(torch.linalg.qr(left).R @ right_r.T))

@@ -12,7 +12,9 @@ from typing import Any
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.schema import Family
 
-ORIGINAL = "https://github.com/Stability-AI/generative-models"  # as trainers write it, not a promise
+ORIGINAL = (
+    "https://github.com/Stability-AI/generative-models"  # as trainers write it, not a promise
+)
 
 
 def provenance_header(edit: WeightEdit) -> dict[str, str]:

@@ -1,0 +1,70 @@
+"""Artifact B: the same numbers in kohya's names, for ComfyUI, A1111, Forge and InvokeAI.
+
+`lora_unet_` plus the module path with underscores, `lora_down` for A, `lora_up` for B, one scalar
+`alpha` a module, equal to the one rank. One rank matters: diffusers applies the wrong scale to the
+modules outside the most common rank of a kohya file, without a message.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.errors import PackageError
+from editforge.families.schema import Family
+from editforge.files import LazyTensor, write_safetensors
+from editforge.package.factors import LoraFactors
+from editforge.package.header import kohya_header, provenance_header
+
+
+def has_kohya(family: Family, prediction: str) -> bool:
+    """True if the family names a kohya base for this prediction type."""
+    return family.kohya is not None and prediction in family.kohya
+
+
+def write_kohya(
+    factors: LoraFactors,
+    edit: WeightEdit,
+    path: Path,
+    family: Family,
+    prediction: str,
+    metadata: Mapping[str, str],
+) -> Path:
+    """Write prepared factors in kohya's names, one padded tensor in memory at a time.
+
+    Raises:
+        PackageError: the family has no kohya base for this prediction type.
+    """
+    if not has_kohya(family, prediction):
+        raise PackageError(
+            f"family {family.name} has no kohya format for {prediction}",
+            allowed=", ".join(family.kohya or {}) or "none",
+            next="the diffusers file of --export lora is the one to use",
+        )
+    alpha = torch.tensor(float(factors.rank))
+    tensors: dict[str, torch.Tensor | LazyTensor] = {}
+    for module in factors.modules:
+        stem = f"lora_{factors.component}_{module.replace('.', '_')}"
+        tensors[f"{stem}.lora_down.weight"] = factors.tensor(module, "A")
+        tensors[f"{stem}.lora_up.weight"] = factors.tensor(module, "B")
+        tensors[f"{stem}.alpha"] = alpha.to(factors.dtype)
+    header = kohya_header(family, prediction, factors.rank)
+    write_safetensors(path, tensors, {**metadata, **provenance_header(edit), **header})
+    return path
+
+
+def release_name(base: str, concepts: list[str]) -> str:
+    """`<base>-<concept>-erased` in lower case, digits and hyphens; the stem users type in A1111."""
+    slugs = [slug for slug in map(_slug, concepts) if slug]
+    listed = slugs if len(slugs) <= 3 else [slugs[0], "and", str(len(slugs) - 1), "more"]
+    return "-".join([_slug(base) or "model", *(listed or ["concept"]), "erased"])
+
+
+def _slug(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-")

@@ -1,0 +1,138 @@
+"""Artifact E: one checkpoint file in the published original names, SD 1.x and SDXL.
+
+Denoiser, VAE and text encoders are renamed and streamed from the base's files; only the denoiser is
+edited. The names are those of `original.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.errors import PackageError
+from editforge.files import DTYPES, LazyTensor, read_header, write_safetensors
+from editforge.package.base import BaseModel, Weights, check_fits, edited_tensors
+from editforge.package.denoiser import SUFFIXES, precision
+from editforge.package.header import ORIGINAL, modelspec_header, provenance_header
+from editforge.package.original import (
+    is_vae_matrix,
+    long_text_name,
+    openclip_names,
+    unet_names,
+    vae_names,
+)
+
+
+def write_single_file(
+    model: BaseModel, edit: WeightEdit, folder: Path, name: str, *, dtype: str = "base"
+) -> Path:
+    """Write `folder/<name>[-fp16].safetensors`; the suffix says what the file really holds.
+
+    Raises:
+        PackageError: the family has no original format, a weight without an original name, or a
+            prediction type that a single file cannot say.
+    """
+    if "single-file" not in model.family.exports:
+        raise PackageError(
+            f"family {model.family.name} has no single-file format",
+            allowed=", ".join(model.family.exports),
+            next="export the folder instead: --export pipeline",
+        )
+    if model.prediction_type != "epsilon":
+        raise PackageError(
+            "a single file cannot say how its model predicts, and readers assume epsilon",
+            got=model.prediction_type,
+            next="export the folder instead: --export pipeline",
+        )
+    denoiser = Weights.open(model.folder / model.family.denoiser, model.variant)
+    check_fits(edit, denoiser)
+    cast = precision(dtype)
+    tensors = _unet(denoiser, edit, cast) | _vae(model, cast) | _text(model, cast)
+    stored = {one.dtype for one in tensors.values() if one.dtype.is_floating_point}
+    only = next(iter(stored)) if len(stored) == 1 else None
+    suffix = f"-{SUFFIXES[only]}" if only in SUFFIXES else ""
+    path = folder / f"{name}{suffix}.safetensors"
+    title = f"{name}{suffix}"
+    spec = modelspec_header(model.family, title, edit, lora=False, implementation=ORIGINAL)
+    write_safetensors(path, tensors, {**spec, **provenance_header(edit)})
+    _check(path, tensors)
+    return path
+
+
+def _unet(weights: Weights, edit: WeightEdit, cast: torch.dtype | None) -> dict[str, LazyTensor]:
+    names = unet_names(weights.where)
+    tensors = edited_tensors(weights, edit, cast)
+    return {f"model.diffusion_model.{names[name]}": tensor for name, tensor in tensors.items()}
+
+
+def _vae(model: BaseModel, cast: torch.dtype | None) -> dict[str, LazyTensor]:
+    weights = Weights.open(model.folder / "vae", model.variant)
+    names = vae_names(weights.where)
+    result = {}
+    for name, tensor in edited_tensors(weights, None, cast).items():
+        if is_vae_matrix(name) and len(tensor.shape) == 2:
+            tensor = _changed(tensor, (*tensor.shape, 1, 1), _as_convolution)
+        result[f"first_stage_model.{names[name]}"] = tensor
+    return result
+
+
+def _text(model: BaseModel, cast: torch.dtype | None) -> dict[str, LazyTensor]:
+    encoders = [part.encoder for part in model.family.text]
+    first = edited_tensors(Weights.open(model.folder / encoders[0], model.variant), None, cast)
+    place = "cond_stage_model" if len(encoders) == 1 else "conditioner.embedders.0"
+    result = {f"{place}.transformer.{long_text_name(name)}": one for name, one in first.items()}
+    for encoder in encoders[1:]:
+        second = edited_tensors(Weights.open(model.folder / encoder, model.variant), None, cast)
+        result |= {
+            f"conditioner.embedders.1.model.{name}": one for name, one in _openclip(second).items()
+        }
+    return result
+
+
+def _openclip(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    result = {}
+    for original, names in openclip_names(tensors).items():
+        first = tensors[names[0]]
+        if len(names) == 3:
+            shape = (3 * first.shape[0], *first.shape[1:])
+            parts = [tensors[name] for name in names]
+            result[original] = LazyTensor(first.dtype, shape, partial(_fused, parts))
+        elif original == "text_projection":
+            result[original] = _changed(first, (first.shape[1], first.shape[0]), _transposed)
+        else:
+            result[original] = first
+    return result
+
+
+def _changed(
+    tensor: LazyTensor, shape: tuple[int, ...], change: Callable[[Tensor], Tensor]
+) -> LazyTensor:
+    return LazyTensor(tensor.dtype, shape, lambda: change(tensor.load()))
+
+
+def _as_convolution(matrix: Tensor) -> Tensor:
+    return matrix[:, :, None, None]
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    return matrix.T.contiguous()
+
+
+def _fused(parts: list[LazyTensor]) -> Tensor:
+    return torch.cat([part.load() for part in parts], dim=0)
+
+
+def _check(path: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    _, table = read_header(path)
+    wrong = [
+        name
+        for name, one in tensors.items()
+        if DTYPES[table[name].dtype] != one.dtype or table[name].shape != one.shape
+    ]
+    if wrong:
+        raise PackageError(f"{path.name} was written wrongly", got=", ".join(sorted(wrong)[:3]))
