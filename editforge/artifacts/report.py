@@ -23,8 +23,8 @@ from pydantic import (
     model_validator,
 )
 
+from editforge.disk import read_json, write_atomic, write_json
 from editforge.errors import PackageError
-from editforge.files import read_json, write_atomic, write_json
 
 SCHEMA = "editforge.results/1"
 RESULTS = "editforge_results.json"
@@ -63,9 +63,7 @@ class Estimate(_Frozen):
     @classmethod
     def undefined(cls, reason: str, unit: str, n: int = 0) -> Estimate:
         """No number, and why."""
-        return cls(
-            value=None, lo=None, hi=None, n=n, unit=unit, defined=False, reason=reason
-        )
+        return cls(value=None, lo=None, hi=None, n=n, unit=unit, defined=False, reason=reason)
 
     def __str__(self) -> str:
         if self.value is None:

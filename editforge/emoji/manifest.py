@@ -104,7 +104,9 @@ class Manifest:
 
     def twins_of(self, name: str) -> tuple[str, ...]:
         """The other names of the same object, `cat face` for `cat`; usually empty."""
-        return tuple(other for pair in self.twins if name in pair for other in pair if other != name)
+        return tuple(
+            other for pair in self.twins if name in pair for other in pair if other != name
+        )
 
 
 def read(path: Path) -> Manifest:
