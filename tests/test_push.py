@@ -1,0 +1,405 @@
+"""The real Hub client against a loopback server: order, visibility, hashes, faults, resumption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from huggingface_hub.utils import close_session
+
+from editforge.disk import sha256_file, write_json, write_text
+from editforge.errors import EditforgeError, HubError, PackageError
+from editforge.files import write_safetensors
+from editforge.hub.push import Receipt, push_package
+from tests.hub_server import TOKEN, Hub, serving
+
+REPO = "ann/violin-erased"
+LORA = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # see hub_server
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving() as server:
+        yield server
+    close_session()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return package(tmp_path / "run")
+
+
+def package(run: Path, passed: bool | None = True) -> Path:
+    folder = run / "package" / "lora"
+    down = torch.arange(2048, dtype=torch.float32).reshape(4, 512)
+    write_safetensors(folder / LORA, {"unet.a.lora_A.weight": down}, {})
+    write_safetensors(folder / "kohya" / "violin.safetensors", {"lora_down": down[:, :8] + 1}, {})
+    write_text(folder / "README.md", "---\nlicense: mit\n---\n\n# Violin\n")
+    (folder / "images").mkdir()
+    (folder / "images" / "before_after.png").write_bytes(b"\x89PNG" + bytes(200))
+    write_text(folder / "reproduce" / "recipe.yaml", "concepts: [violin]\n")
+    write_json(folder / "editforge_results.json", {"schema": "editforge.results/1"})
+    seal(folder, passed)
+    return run
+
+
+def seal(folder: Path, passed: bool | None) -> None:
+    (folder / "editforge.json").unlink(missing_ok=True)
+    gate = {"status": {True: "passed", False: "failed", None: "not judged"}[passed]}
+    facts = {"schema": "editforge.package/1", "gate": {**gate, "passed": passed}}
+    write_json(folder / "editforge.json", {**facts, "files": digests(folder)})
+    rows = [f"{digest}  lora/{name}\n" for name, digest in digests(folder).items()]
+    write_text(folder.parent / "SHA256SUMS", "".join(rows))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+class Told(list[str]):
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+def push(hub: Hub, place: Path, **options: object) -> Receipt:
+    options = {"say": Told(), "pause": 0.01, **options}
+    return push_package(place, REPO, client=HfApi(endpoint=hub.url), **options)  # type: ignore[arg-type]
+
+
+def receipt(run: Path) -> dict[str, object]:
+    return json.loads((run / "push" / "ann--violin-erased.json").read_text())
+
+
+def remote_digests(hub: Hub, ref: str = "main") -> dict[str, str]:
+    repo = hub.repos[REPO]
+    files = repo.commits[repo.refs[ref]]
+    return {n: hashlib.sha256(d).hexdigest() for n, d in files.items() if n != ".gitattributes"}
+
+
+def test_a_push_is_private_and_holds_the_package(hub: Hub, run: Path) -> None:
+    done = push(hub, run)
+    assert hub.repos[REPO].private
+    assert remote_digests(hub) == digests(run / "package" / "lora") == done.files
+    assert receipt(run) == done.to_json()
+    assert (done.step, done.visibility, done.commit) == (
+        "opened",
+        "private",
+        hub.repos[REPO].refs["main"],
+    )
+    assert "part" in hub.calls  # the LoRA is large enough for the server's multipart upload
+    assert "object" in hub.calls
+
+
+def test_the_card_is_the_last_commit_and_opening_the_last_call(hub: Hub, run: Path) -> None:
+    push(hub, run, public=True, gated="manual")
+    first, last = hub.repos[REPO].log
+    assert "README.md" not in first[2]
+    assert last == ("main", "Add the card", ["README.md"])
+    assert not hub.repos[REPO].private
+    assert hub.repos[REPO].gated == "manual"
+    assert hub.calls[-3:] == ["settings", "settings", "info"]
+    assert "resolve" in hub.calls[hub.calls.index("commit") : -3]
+
+
+@pytest.mark.parametrize("place", ["package", "package/lora"])
+def test_a_package_or_one_of_its_folders_will_do(hub: Hub, run: Path, place: str) -> None:
+    push(hub, run / place)
+    assert receipt(run)["step"] == "opened"
+
+
+@pytest.mark.parametrize("name", [LORA, "kohya/violin.safetensors", "images/before_after.png"])
+def test_another_sha256_in_large_storage_is_caught(hub: Hub, run: Path, name: str) -> None:
+    hub.listed[name] = "0" * 64
+    with pytest.raises(HubError, match=f"{name} has another sha256"):
+        push(hub, run, public=True)
+    assert hub.repos[REPO].private
+    assert "README.md" not in hub.repos[REPO].head()
+    hub.listed.clear()
+    assert push(hub, run, public=True).visibility == "public"
+
+
+@pytest.mark.parametrize("name", [LORA, "reproduce/recipe.yaml", "editforge.json", "README.md"])
+def test_corrupted_bytes_of_the_right_size_are_caught(hub: Hub, run: Path, name: str) -> None:
+    data = bytearray((run / "package" / "lora" / name).read_bytes())
+    data[-1] ^= 1
+    hub.served[name] = bytes(data)
+    with pytest.raises(HubError, match=f"{name} has another sha256"):
+        push(hub, run, public=True)
+    assert hub.repos[REPO].private
+    assert receipt(run)["step"] != "opened"
+
+
+def test_an_existing_public_repository_needs_public(hub: Hub, run: Path) -> None:
+    repo = hub.repo(REPO, private=False)
+    with pytest.raises(HubError, match="exists and is public"):
+        push(hub, run)
+    assert repo.log == []
+    assert set(hub.calls) == {"create", "info"}
+
+
+def test_an_existing_public_repository_gets_a_pull_request(hub: Hub, run: Path) -> None:
+    repo = hub.repo(REPO, private=False)
+    done = push(hub, run, public=True)
+    assert done.pull_request == "refs/pr/1"
+    assert set(repo.head()) == {".gitattributes"}
+    assert remote_digests(hub, "refs/pr/1") == done.files
+
+
+def test_a_repository_with_other_files_is_refused(hub: Hub, run: Path) -> None:
+    repo = hub.repo(REPO, private=True, files={"old.safetensors": b"?"})
+    with pytest.raises(HubError, match=r"old\.safetensors"):
+        push(hub, run)
+    assert repo.log == []
+
+
+def test_a_failed_gate_needs_allow_failed(hub: Hub, tmp_path: Path) -> None:
+    run = package(tmp_path / "failed", passed=False)
+    with pytest.raises(PackageError, match="gate failed"):
+        push(hub, run)
+    assert hub.calls == []
+    assert push(hub, run, allow_failed=True).step == "opened"
+
+
+def test_not_judged_is_no_failure(hub: Hub, tmp_path: Path) -> None:
+    assert push(hub, package(tmp_path / "open", passed=None)).step == "opened"
+
+
+STEPS = [
+    *[(kind, n) for kind, n in [("create", 1), ("info", 1), ("tree", 1), ("preupload", 1)]],
+    *[(kind, 1) for kind in ("batch", "object", "part", "complete", "verified", "commit")],
+    *[("tree", 2), ("resolve", 1), ("validate", 1), ("preupload", 2), ("commit", 2)],
+    *[("tree", 3), ("settings", 1), ("settings", 2)],
+]
+
+
+@pytest.mark.parametrize(("kind", "nth"), STEPS)
+def test_a_refusal_at_any_step_is_told_once_and_the_next_push_completes(
+    hub: Hub, run: Path, kind: str, nth: int
+) -> None:
+    hub.fail(kind, 403, nth=nth)
+    told = Told()
+    with pytest.raises(HubError, match="answered 403") as caught:
+        push(hub, run, public=True, gated="auto", say=told)
+    if kind not in ("object", "verified"):  # the client sends several at once
+        assert hub.counts[kind] == nth
+    assert told == []
+    assert TOKEN not in str(caught.value)
+    if kind != "settings":
+        assert all(repo.private for repo in hub.repos.values())
+    hub.faults.clear()
+    done = push(hub, run, public=True, gated="auto")
+    repo = hub.repos[REPO]
+    assert (done.step, done.visibility, done.gated) == ("opened", "public", "auto")
+    assert done.pull_request is None
+    assert [title for _, title, _ in repo.log] == ["Add lora", "Add the card"]
+    assert remote_digests(hub) == done.files
+
+
+@pytest.mark.parametrize("kind", ["create", "info", "commit", "validate", "resolve", "settings"])
+@pytest.mark.parametrize("status", [429, 503, None])
+def test_a_busy_hub_and_a_lost_answer_are_tried_again(
+    hub: Hub, run: Path, kind: str, status: int | None
+) -> None:
+    hub.fail(kind, status, times=2)
+    told = Told()
+    assert push(hub, run, public=True, say=told).step == "opened"
+    assert told or kind == "resolve"  # there the client has pauses of its own
+    assert [title for _, title, _ in hub.repos[REPO].log] == ["Add lora", "Add the card"]
+
+
+def test_patience_ends(hub: Hub, run: Path) -> None:
+    hub.fail("create", 503, times=99)
+    with pytest.raises(HubError, match="answered 503"):
+        push(hub, run)
+    assert hub.counts["create"] == 5
+
+
+def test_a_hub_out_of_reach_is_an_answer_not_a_traceback(run: Path) -> None:
+    api = HfApi(endpoint="http://127.0.0.1:9")  # the discard port: nobody listens
+    with pytest.raises(HubError, match="out of reach"):
+        push_package(run, REPO, client=api, pause=0.001, say=Told())
+
+
+def test_a_change_by_somebody_else_stops_the_card(hub: Hub, run: Path) -> None:
+    def meddle() -> None:
+        hub.commit(hub.repos[REPO], "main", "meddle", {"reproduce/recipe.yaml": b"other"})
+
+    hub.fail("validate", act=meddle)  # the card's own first request; its answer is lost as well
+    with pytest.raises(HubError, match="412"):
+        push(hub, run, public=True)
+    assert hub.repos[REPO].private
+    assert "README.md" not in hub.repos[REPO].head()
+
+
+def test_a_complete_push_is_a_no_op_that_says_so(hub: Hub, run: Path) -> None:
+    push(hub, run, public=True)
+    hub.calls.clear()
+    told = Told()
+    assert push(hub, run, public=True, say=told).step == "opened"
+    assert hub.calls == ["create", "info"]
+    assert "nothing to do" in told[-1]
+
+
+def test_a_receipt_does_not_hide_a_lost_repository(hub: Hub, run: Path) -> None:
+    push(hub, run)
+    hub.repos.clear()
+    done = push(hub, run)
+    assert remote_digests(hub) == done.files
+
+
+def test_a_pull_request_is_opened_once_and_gets_the_card(hub: Hub, run: Path) -> None:
+    repo = hub.repo(REPO, private=True)
+    hub.fail("commit", 403, nth=2)
+    with pytest.raises(HubError):
+        push(hub, run, create_pr=True)
+    hub.faults.clear()
+    done = push(hub, run, create_pr=True)
+    assert done.pull_request == "refs/pr/1"
+    assert [(ref, title) for ref, title, _ in repo.log] == [
+        ("refs/pr/1", "Add lora"),
+        ("refs/pr/1", "Add the card"),
+    ]
+    assert set(repo.head()) == {".gitattributes"}
+    assert remote_digests(hub, "refs/pr/1") == done.files
+    told = Told()
+    push(hub, run, create_pr=True, say=told)
+    assert "nothing to do" in told[-1]
+
+
+def test_a_lost_answer_opens_no_second_pull_request(hub: Hub, run: Path) -> None:
+    repo = hub.repo(REPO, private=True)
+    hub.fail("commit")
+    with pytest.raises(HubError, match="out of reach"):
+        push(hub, run, create_pr=True)
+    assert list(repo.refs) == ["main", "refs/pr/1"]
+
+
+def test_a_dry_run_makes_no_request(hub: Hub, run: Path) -> None:
+    told = Told()
+    assert push(hub, run, dry_run=True, say=told).step == "planned"
+    assert hub.calls == []
+    assert not (run / "push").exists()
+    assert any(LORA in line for line in told)
+    assert REPO in told[-1]
+    assert "private" in told[-1]
+
+
+def test_without_a_yes_nothing_is_sent(hub: Hub, run: Path) -> None:
+    with pytest.raises(HubError, match="not confirmed"):
+        push(hub, run, confirm=lambda question: REPO not in question)
+    assert hub.calls == []
+
+
+def test_a_wrong_token_is_an_answer(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(HubError, match="hf auth login"):
+        push(hub, run)
+    assert hub.counts["create"] == 1
+
+
+def damage(folder: Path, how: str) -> None:
+    if how == "changed":
+        write_text(folder / "reproduce" / "recipe.yaml", "concepts: [cello]\n")
+    elif how == "missing":
+        (folder / "images" / "before_after.png").unlink()
+    elif how == "added":
+        write_text(folder / "notes.txt", "mine")
+    elif how == "link":
+        (folder / "README.md").rename(folder.parent / "card")
+        (folder / "README.md").symlink_to(folder.parent / "card")
+    elif how == "pickle":
+        (folder / "unet.bin").write_bytes(b"\x80\x04")
+        seal(folder, True)
+    elif how == "torn":
+        (folder / LORA).write_bytes((folder / LORA).read_bytes()[:-4])
+        seal(folder, True)
+    elif how == "empty":
+        write_safetensors(folder / LORA, {}, {})
+        seal(folder, True)
+    elif how == "facts":
+        facts = json.loads((folder / "editforge.json").read_text())
+        write_json(folder / "editforge.json", {**facts, "gate": {"passed": None}})
+    elif how == "card":
+        (folder / "README.md").unlink()
+        seal(folder, True)
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["changed", "missing", "added", "link", "pickle", "torn", "empty", "facts", "card"],
+)
+def test_a_damaged_package_is_refused_before_any_request(hub: Hub, run: Path, how: str) -> None:
+    damage(run / "package" / "lora", how)
+    with pytest.raises(PackageError):
+        push(hub, run)
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize("gate", [{}, {"passed": 0}, {"passed": "no"}, None])
+def test_an_unclear_verdict_is_no_verdict(hub: Hub, run: Path, gate: object) -> None:
+    folder = run / "package" / "lora"
+    facts = json.loads((folder / "editforge.json").read_text())
+    write_json(folder / "editforge.json", {**facts, "gate": gate})
+    with pytest.raises(PackageError, match="no verdict"):
+        push(hub, run, allow_failed=True)
+    assert hub.calls == []
+
+
+@pytest.mark.parametrize("repo", ["violin", "a/b/c", "ann/vio lin", "-/x", "ann/x.git"])
+def test_a_bad_name_is_refused_before_any_request(hub: Hub, run: Path, repo: str) -> None:
+    with pytest.raises(EditforgeError):
+        push_package(run, repo, client=HfApi(endpoint=hub.url))
+    assert hub.calls == []
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from editforge.hub.push import push_package
+push_package(Path(sys.argv[1]), sys.argv[2], public=True)
+"""
+
+
+def test_a_killed_process_is_completed_by_the_next(hub: Hub, run: Path, tmp_path: Path) -> None:
+    """Killed when the first commit has reached the Hub and its answer has not reached us.
+
+    The client finds the server as a user's does, through its own environment variables.
+    """
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    command = [sys.executable, "-c", DRIVER, str(run), REPO]
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    hub.fail("commit", act=first.kill)
+    output = first.communicate(timeout=60)[0]
+    assert first.returncode == -9
+    assert receipt(run)["step"] == "created"
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 0, second.stderr
+    assert [title for _, title, _ in hub.repos[REPO].log] == ["Add lora", "Add the card"]
+    assert not hub.repos[REPO].private
+    written = "".join(path.read_text() for path in (run / "push").iterdir())
+    for text in (output, second.stdout, second.stderr, written):
+        assert TOKEN not in text
+    assert str(tmp_path) not in written
