@@ -11,8 +11,8 @@ from diffusers import AutoModel, StableDiffusionPipeline, StableDiffusionXLPipel
 from safetensors.torch import load_file, save_file
 
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.errors import EditforgeError, PackageError
 from editforge.disk import sha256_file
+from editforge.errors import EditforgeError, PackageError
 from editforge.files import read_header
 from editforge.package.denoiser import write_denoiser
 from editforge.package.keys import LAYOUTS, original_parameters, unet_parameters

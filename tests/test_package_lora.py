@@ -13,8 +13,8 @@ from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.errors import PackageError
 from editforge.disk import sha256_file
+from editforge.errors import PackageError
 from editforge.files import read_header
 from editforge.package.factors import lora_factors
 from editforge.package.kohya import release_name, write_kohya

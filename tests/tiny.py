@@ -38,8 +38,8 @@ from transformers import (
 )
 
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.families.schema import Family, Match, SamplerDefaults, TextSlice, load_family
 from editforge.disk import sha256_file
+from editforge.families.schema import Family, Match, SamplerDefaults, TextSlice, load_family
 from editforge.files import read_header, read_tensors, write_safetensors
 
 KINDS = ("sd1", "sd2", "sdxl")
@@ -47,8 +47,9 @@ TEXT_WIDTHS = {"sd1": (24,), "sd2": (40,), "sdxl": (24, 40)}
 WORDS = tuple(
     word
     for line in (
-        "a an of in on the and photo image picture drawing art style painting violin trumpet guitar",
-        "piano cello cat dog horse lighthouse boat tree house grass water red blue green van gogh monet",
+        "a an of in on the and photo image picture drawing art style painting red blue green",
+        "violin trumpet guitar piano cello cat dog horse lighthouse boat tree house grass water",
+        "van gogh monet",
     )
     for word in line.split()
 )

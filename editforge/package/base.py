@@ -1,7 +1,7 @@
 """What an exporter needs to know of a base model, and its weights one tensor at a time.
 
-Weights are read where they lie (single file, variant or shards) and never all at once. A tensor with
-a NaN or an infinity is an error, not data; pickled weights are refused by `weight_files`.
+Weights are read where they lie (single file, variant or shards) and never all at once. A tensor
+with a NaN or an infinity is an error, not data; pickled weights are refused by `weight_files`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from editforge.artifacts.weight_edit import WeightEdit
+from editforge.disk import read_json, write_text
 from editforge.errors import FamilyError, PackageError, did_you_mean
 from editforge.families.model import weight_files
 from editforge.families.schema import Family
-from editforge.disk import read_json, write_text
-from editforge.files import check_finite, DTYPES, LazyTensor, read_header, TensorInfo
+from editforge.files import DTYPES, LazyTensor, TensorInfo, check_finite, read_header
 
 _LOCAL = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.{1,2}[\\/])")
 PRECISIONS = {
@@ -59,7 +59,7 @@ class BaseModel(Protocol):
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensor tables of one component's files. Memory: the headers; tensors are read on demand."""
+    """The tensor tables of one component's files. Memory: the headers alone."""
 
     component: str
     variant: str | None

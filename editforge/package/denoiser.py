@@ -1,8 +1,8 @@
 """Artifact C: the edited denoiser alone, one component with its complete state dict.
 
-The base's tensors are streamed from its files, the edit is added in float64 and rounded once, and key
-set, shapes and dtypes of what was written are read back and compared with the base. No adapter is
-involved: fusing one and saving without unloading it writes keys that load as random weights.
+The base's tensors are streamed from its files, the edit is added in float64 and rounded once, and
+key set, shapes and dtypes of what was written are read back and compared with the base. No adapter
+is involved: fusing one and saving without unloading it writes keys that load as random weights.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def write_denoiser(
         The weight files, unsuffixed first.
 
     Raises:
-        PackageError: a module the base lacks, another shape, a NaN, or a file that reads back wrong.
+        PackageError: a module the base lacks, another shape, a NaN, or a file that reads back
+        wrong.
     """
     source = model.folder / model.family.denoiser
     weights = Weights.open(source, model.variant)

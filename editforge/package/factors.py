@@ -2,10 +2,10 @@
 
     W' = W + B A,   B = strength * B_edit,   alpha = rank
 
-Guarantee: with alpha = rank and the scale folded in, a reader that knows the header, one that ignores
-it and one of the kohya file agree. Padding with zero columns and rows changes nothing. In float32 the
-factors are the edit's own, up to the rounding of strength * B; in 16 bits column i of B and row i of A
-get equal norms first, and the relative error is measured, not assumed.
+Guarantee: with alpha = rank and the scale folded in, a reader that knows the header, one that
+ignores it and one of the kohya file agree. Padding with zero columns and rows changes nothing. In
+float32 the factors are the edit's own, up to the rounding of strength * B; in 16 bits column i of B
+and row i of A get equal norms first, and the relative error is measured, not assumed.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def lora_factors(
         limit: largest relative error a truncation may have. Raising it accepts a weaker copy.
 
     Raises:
-        PackageError: text-encoder modules, dense deltas, no change at all, or an error over `limit`.
+        PackageError: text-encoder modules, dense deltas, no change at all, or an error over
+        `limit`.
     """
     refuse_other_components(edit, component)
     if edit.dense:
@@ -123,7 +124,7 @@ def stored_factors(pair: LowRank, strength: float, dtype: torch.dtype) -> tuple[
 
 
 def _truncated(pair: LowRank, rank: int) -> LowRank:
-    """The best approximation of B A with at most `rank` columns; singular values are never clamped."""
+    """The best approximation of B A of this rank; singular values are never clamped."""
     if pair.rank <= rank:
         return pair
     left, core_left = torch.linalg.qr(pair.B.double())

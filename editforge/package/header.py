@@ -18,7 +18,7 @@ ORIGINAL = (
 
 
 def provenance_header(edit: WeightEdit) -> dict[str, str]:
-    """`editforge.*`: method, version, concepts and targets of equal length, strength, recipe, base."""
+    """`editforge.*`: method, version, concepts and targets, strength, recipe, base."""
     source = edit.provenance
     erased: list[Mapping[str, Any]] = list(source.get("erased", []))
     values = {
@@ -71,7 +71,7 @@ def kohya_header(family: Family, prediction: str, rank: int) -> dict[str, str]:
 
 
 def adapter_header(component: str, modules: list[str], rank: int) -> dict[str, str]:
-    """`lora_adapter_metadata`: the short PEFT configuration diffusers reads, sorted, alpha = rank."""
+    """`lora_adapter_metadata`: the PEFT configuration diffusers reads, short and sorted."""
     body = {
         f"{component}.lora_alpha": rank,
         f"{component}.peft_type": "LORA",

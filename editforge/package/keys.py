@@ -1,8 +1,8 @@
-"""The weight names of the UNets other programs know, as data: SD 1.x and 2.x share one, SDXL another.
+"""The weight names of the UNets other programs know, as data: SD 1.x and 2.x share one table.
 
 `inspect` predicts from this table what a reader matches, and `read_lora` turns kohya's underscores
-back into module paths with it. It is our own statement of the architectures; a test compares it with
-the real classes.
+back into module paths with it. It is our own statement of the architectures; a test compares it
+with the real classes.
 """
 
 from __future__ import annotations
@@ -101,8 +101,15 @@ def kohya_modules(family: str) -> dict[str, str]:
     }
 
 
-def best_family(modules: set[str]) -> str | None:
-    """The family that knows most of these module paths; the first on a tie, None if none does."""
+def best_family(modules: set[str], text_width: int | None = None) -> str | None:
+    """The family whose UNet has these module paths, None if fewer than four in five are known.
+
+    Args:
+        modules: paths below the UNet, at least some of them.
+        text_width: width that cross attention reads; tells 2.x from 1.x, which share all names.
+    """
     counts = {name: len(modules & set(unet_modules(name))) for name in LAYOUTS}
     best = max(counts, key=lambda name: counts[name])
-    return best if counts[best] else None
+    if not modules or counts[best] < 0.8 * len(modules):
+        return None
+    return "sd2" if best == "sd1" and text_width == 1024 else best

@@ -1,8 +1,9 @@
 """From a LoRA file, ours or a stranger's, back to a WeightEdit; everything is checked first.
 
 Reads format A (`unet.<module>.lora_A.weight`, scale from the adapter metadata) and format B
-(`lora_unet_..._lora_down.weight`, scale alpha / rank, 1 without alpha). What a WeightEdit cannot hold
-(text encoders, convolutions larger than 1x1, DoRA, LoHa, LoKr) is refused by name, never skipped.
+(`lora_unet_..._lora_down.weight`, scale alpha / rank, 1 without alpha). What a WeightEdit cannot
+hold (text encoders, convolutions larger than 1x1, DoRA, LoHa, LoKr) is refused by name, never
+skipped.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def _alpha(tensor: Tensor, stem: str) -> float:
 
 
 def _adapter(source: str, metadata: Mapping[str, str]) -> dict[str, float]:
-    """Component to alpha. Settings that would change the sum, and are not read here, are refused."""
+    """Component to alpha. Settings that change the sum, and are not read here, are refused."""
     text = metadata.get("lora_adapter_metadata")
     if text is None:
         return {}

@@ -1,9 +1,9 @@
 """From diffusers names to the published original names: SD 1.x and SDXL, as tables plus one walk.
 
-Three places are more than renaming: VAE attention matrices become 1x1 convolutions, and an encoder of
-OpenCLIP type fuses q, k and v into one `in_proj` and transposes its projection. Everything else keeps
-its bits. Both spellings of published text encoders (with and without `text_model.`) and of published
-VAE attention (`to_q` and `query`) are read.
+Three places are more than renaming: VAE attention matrices become 1x1 convolutions, and an encoder
+of OpenCLIP type fuses q, k and v into one `in_proj` and transposes its projection. Everything else
+keeps its bits. Both spellings of published text encoders (with and without `text_model.`) and of
+published VAE attention (`to_q` and `query`) are read.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ _OPENCLIP_LAYER = {
 def unet_names(names: Iterable[str]) -> dict[str, str]:
     """Diffusers module or parameter names to original ones, without `model.diffusion_model.`.
 
-    The number of layers per block, which the original numbering runs through, is read off the names.
+    The number of layers per block, which the original numbering runs through, is read off the
+    names.
 
     Raises:
         PackageError: a name this table does not know; nothing is guessed.

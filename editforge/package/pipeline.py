@@ -1,8 +1,8 @@
 """Artifact D: the whole pipeline. Every file of the base is copied, the denoiser's weights are new.
 
-Copies, because a load and `save_pretrained` alone already rewrites configs, tokenizers and the entry
-of a safety checker. What is not a part of the pipeline (sample images, other frameworks' weights,
-single files at the root) stays behind, and nothing that is pickled is ever copied.
+Copies, because a load and `save_pretrained` alone already rewrites configs, tokenizers and the
+entry of a safety checker. What is not a part of the pipeline (sample images, other frameworks'
+weights, single files at the root) stays behind, and nothing that is pickled is ever copied.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.errors import PackageError
 from editforge.disk import read_json
+from editforge.errors import PackageError
 from editforge.package.base import BaseModel, Weights, check_fits, copy_file
 from editforge.package.denoiser import write_denoiser
 

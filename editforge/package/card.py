@@ -1,0 +1,227 @@
+"""The card of one repository folder, from `editforge.json` and `editforge_results.json` alone.
+
+What the card may claim is what these two files hold: a failed gate is said first, an unjudged one
+is called so, an undefined number keeps its reason, and widgets never name what was erased.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from editforge.disk import read_json
+from editforge.errors import PackageError
+from editforge.resources import resource_folder
+
+RESULTS_SCHEMA = "editforge.results/1"
+BENCHMARK_VERSION = 1
+RATES = {
+    "presence_name": ("Drawn when named", "erased", "presence"),
+    "presence_alias": ("Drawn when an alias is named", "alias", "alias_presence"),
+}
+KEPT = {
+    "retention_near": ("Near concepts kept", "neighbor", "near_retention"),
+    "retention_far": ("Far concepts kept", "far", "far_retention"),
+}
+
+
+def render_card(folder: Path) -> str:
+    """The README.md of a repository folder. Equal inputs give equal text; no clock, no network.
+
+    Raises:
+        PackageError: results of another schema or benchmark version: those are never compared.
+    """
+    facts: dict[str, Any] = read_json(folder / "editforge.json")
+    results: dict[str, Any] = read_json(folder / "editforge_results.json")
+    check_results(results)
+    images = sorted(p.relative_to(folder).as_posix() for p in folder.glob("images/*.png"))
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(resource_folder("model_cards")),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # Markdown; names pass through the filter `plain`
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["plain"] = plain
+    environment.filters["estimate"] = estimate
+    header = yaml.safe_dump(
+        front_matter(facts, results, images), sort_keys=False, allow_unicode=True
+    )
+    return environment.get_template("card.md.j2").render(
+        header=header,
+        facts=facts,
+        results=results,
+        images=images,
+        verdict=results["verdict"],
+        erased=facts["provenance"].get("erased", []),
+        rows=table_rows(results),
+        lost=lost_names(results),
+        measured=measured(results),
+        widgets=widgets(facts, results, images),
+        fence="`" * (3 + max(map(len, re.findall("`+", facts["recipe"])), default=0)),
+    )
+
+
+def check_results(results: Mapping[str, Any]) -> None:
+    """Refuse results whose numbers mean something else than this renderer's words."""
+    got = (results.get("schema"), results.get("benchmark_version"))
+    if got != (RESULTS_SCHEMA, BENCHMARK_VERSION) or "verdict" not in results:
+        raise PackageError(
+            "these results belong to another version of the benchmark",
+            got=str(got),
+            allowed=str((RESULTS_SCHEMA, BENCHMARK_VERSION)),
+            next="evaluate again: editforge evaluate DIR",
+        )
+
+
+def front_matter(
+    facts: Mapping[str, Any], results: Mapping[str, Any], images: Sequence[str]
+) -> dict[str, Any]:
+    """The YAML header, in the order people read it. Absent facts are left out, never invented."""
+    base, export = facts["base"], facts["export"]
+    header: dict[str, Any] = {"language": "en"}
+    if base["license_link"] is not None:
+        header |= {
+            "license": "other",
+            "license_name": slug(base["license"] or "see-license"),
+            "license_link": base["license_link"],
+        }
+    elif base["license"] is not None:
+        header["license"] = base["license"]
+    header |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    if not base["label"].startswith("local:"):
+        header["base_model"] = base["label"]
+        header["base_model_relation"] = "adapter" if export == "lora" else "finetune"
+    names = [row["name"] for row in facts["provenance"].get("erased", [])]
+    family = "stable-diffusion-xl" if "XL" in facts["family"]["pipeline"] else "stable-diffusion"
+    tags = ["concept-erasure", "editforge"]
+    tags += ["lora", family, "template:sd-lora"] if export == "lora" else [family]
+    header["tags"] = [*tags, *(f"erased:{_line(name)}" for name in names)]
+    if found := widgets(facts, results, images):
+        header["widget"] = [{"text": p, "output": {"url": image}} for p, image in found]
+    if index := model_index(facts, results):
+        header["model-index"] = index
+    return header
+
+
+def widgets(
+    facts: Mapping[str, Any], results: Mapping[str, Any], images: Sequence[str]
+) -> list[tuple[str, str]]:
+    """(prompt, image) of pictures in this folder whose prompt names nothing that was erased."""
+    forbidden = [
+        word.casefold()
+        for row in facts["provenance"].get("erased", [])
+        for word in (row["name"], *row.get("aliases", []))
+        if word
+    ]
+    found = []
+    for picture in results.get("images", []):
+        file, prompt = picture.get("file"), picture.get("prompt")
+        clean = prompt and not any(word in prompt.casefold() for word in forbidden)
+        if clean and file in images:
+            found.append((_line(prompt), str(file)))
+    return found[:8]
+
+
+def model_index(facts: Mapping[str, Any], results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The measured numbers in the Hub's form; [] if nothing is defined."""
+    tier, version = results.get("tier", "gate"), results["benchmark_version"]
+    found = []
+    for key, (title, split, kind) in {**RATES, **KEPT}.items():
+        metric = results.get("metrics", {}).get(key)
+        if metric is None:
+            continue
+        edited, base = metric.get("edited", metric), metric.get("base")
+        if edited.get("value") is None:
+            continue
+        args: dict[str, Any] = {"low": _low(edited), "high": _high(edited), "n": edited["n"]}
+        if base is not None and base.get("value") is not None:
+            args["unedited"] = base["value"]
+        dataset = {
+            "type": f"editforge-{tier}",
+            "name": f"editforge {tier}",
+            "config": f"{tier}-v{version}",
+            "split": split,
+        }
+        metrics = [{"type": kind, "name": title, "value": edited["value"], "args": args}]
+        task = {"type": "text-to-image", "name": "Concept erasure"}
+        found.append({"task": task, "dataset": dataset, "metrics": metrics})
+    return [{"name": facts["name"], "results": found}] if found else []
+
+
+def table_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, base, this model) of every metric; a ratio's base is the reference itself."""
+    titles = {key: row[0] for key, row in {**RATES, **KEPT}.items()}
+    titles |= {"valid": "Images that show something", "drift": "Pixel change"}
+    rows = []
+    metrics: Mapping[str, Any] = results.get("metrics", {})
+    for key in [*(k for k in titles if k in metrics), *sorted(set(metrics) - set(titles))]:
+        metric = metrics[key]
+        title = titles.get(key, key.replace("_", " ").capitalize())
+        if "value" in metric:
+            reference = "the reference" if key in KEPT else "0, by definition"
+            rows.append((title, reference, estimate(metric)))
+        elif {"base", "edited"} <= set(metric):
+            rows.append((title, estimate(metric["base"]), estimate(metric["edited"])))
+        else:
+            rows += [
+                (f"{title}, {part}", "0, by definition", estimate(m)) for part, m in metric.items()
+            ]
+    return rows
+
+
+def measured(results: Mapping[str, Any]) -> set[str]:
+    """Metrics with a number for the edited model."""
+    metrics: Mapping[str, Any] = results.get("metrics", {})
+    return {key for key, one in metrics.items() if one.get("edited", one).get("value") is not None}
+
+
+def lost_names(results: Mapping[str, Any]) -> list[str]:
+    """Near and far concepts that the edited model draws worse than the base, worst first."""
+    rows = [
+        (row["edited"] - row["base"], row)
+        for row in results.get("names", [])
+        if row["set"] in ("near", "far") and None not in (row["base"], row["edited"])
+    ]
+    lost = sorted((row for row in rows if row[0] < 0), key=lambda row: (row[0], row[1]["name"]))
+    return [
+        f"{plain(row['name'])} ({row['base']:.0%} to {row['edited']:.0%} of {row['n']} images)"
+        for _, row in lost[:12]
+    ]
+
+
+def estimate(metric: Mapping[str, Any]) -> str:
+    """`3 % [0 %, 11 %], n = 32 images`, or why there is no number."""
+    if metric.get("value") is None:
+        return f"undefined: {plain(metric.get('reason') or 'no reason given')}"
+    numbers = [f"{number:.3g}" for number in (metric["value"], _low(metric), _high(metric))]
+    unit = metric.get("unit", "")
+    return f"{numbers[0]} [{numbers[1]}, {numbers[2]}], n = {metric['n']} {plain(unit)}".rstrip()
+
+
+def _low(metric: Mapping[str, Any]) -> float | None:
+    return metric["lo"] if "lo" in metric else metric["low"]
+
+
+def _high(metric: Mapping[str, Any]) -> float | None:
+    return metric["hi"] if "hi" in metric else metric["high"]
+
+
+def plain(text: object) -> str:
+    """One line without characters that Markdown or HTML would act on."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", _line(text))
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text).split())
+
+
+def slug(text: str) -> str:
+    """Lower case, digits and hyphens."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
