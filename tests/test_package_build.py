@@ -44,8 +44,8 @@ def example_results(**verdict: Any) -> dict[str, Any]:
         return {**numbers, "n": n, "unit": "images", "defined": True, "reason": None}
 
     check = {
-        "name": "not erased",
-        "holds": False,
+        "name": "the name is erased",
+        "holds": True,
         "value": 0.03,
         "low": 0.0,
         "high": 0.16,
@@ -81,6 +81,14 @@ def example_results(**verdict: Any) -> dict[str, Any]:
             },
             "retention_near": estimate(0.93, 0.86, 0.99, 64),
             "retention_far": estimate(1.0, 0.97, 1.0, 64),
+            "valid": {
+                "base_all": estimate(0.98, 0.95, 0.99, 192),
+                "edited_all": estimate(0.96, 0.93, 0.98, 192),
+            },
+            "drift": {
+                "near_pixel": estimate(0.03, 0.02, 0.04, 64),
+                "near_features": estimate(1.2, 1.0, 1.4, 64),
+            },
         },
         "names": [
             {"name": "violin", "set": "name", "base": 1.0, "edited": 0.03, "n": 32},
@@ -370,4 +378,51 @@ def test_card_snippets_run_and_the_lora_draws_what_the_folder_draws(tmp_path: Pa
     assert (images["lora"] - stock).abs().max() > 1e-2
     assert (images["lora"] - images["pipeline"]).abs().max() < 1e-3
     assert (images["unet"] - images["pipeline"]).abs().max() < 1e-3
+    assert not (done.repositories["lora"] / "kohya").exists()
+
+
+def test_license_file_of_the_base_travels_and_a_bare_link_is_resolved(tmp_path: Path) -> None:
+    done = build(
+        replace(_emoji_model(), license="other", license_link="ATTRIBUTION.md"),
+        tmp_path / "p",
+        None,
+        edit=random_edit(_emoji_model(), size=0.02),
+        exports=("lora",),
+    )
+    lora = done.repositories["lora"]
+    assert (lora / "ATTRIBUTION.md").read_bytes() == emoji.attribution().read_bytes()
+    assert "license_link: ATTRIBUTION.md" in (lora / "README.md").read_text()
+    assert verify_folder(done.folder) == []
+
+
+def test_relative_license_link_of_a_hub_base_points_to_the_hub(
+    model: TinyModel, tmp_path: Path
+) -> None:
+    linked = replace(model, license="other", license_link="LICENSE.md", revision="abc")
+    done = build(linked, tmp_path / "p", None, exports=("lora",))
+    base = read_json(done.repositories["lora"] / "editforge.json")["base"]
+    assert base["license_link"] == (
+        "https://huggingface.co/tiny-org/tiny-model/blob/abc/LICENSE.md"
+    )
+
+
+def test_configs_of_a_local_base_are_searched_for_paths(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", "sd1")
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps({**read_json(config), "trained_on": "/data/private/images"}))
+    public = tiny_model(folder, "sd1")
+    build(public, tmp_path / "hub", None, exports=("pipeline",))
+    local = replace(public, label="local:0123456789ab", revision=None)
+    with pytest.raises(PackageError, match=r"vae/config\.json holds an absolute path"):
+        build(local, tmp_path / "local", None, edit=random_edit(local), exports=("pipeline",))
+
+
+def test_single_file_of_another_prediction_type_is_refused(
+    model: TinyModel, tmp_path: Path
+) -> None:
+    velocity = replace(model, prediction_type="v_prediction")
+    with pytest.raises(PackageError, match="readers assume epsilon"):
+        build(velocity, tmp_path / "p", None, exports=("single-file",))
+    done = build(velocity, tmp_path / "q", None, exports=("lora",))
+    assert "no kohya base for v_prediction" in done.notes[0]
     assert not (done.repositories["lora"] / "kohya").exists()

@@ -8,7 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from editforge import emoji
 from editforge.errors import PackageError
+from editforge.families.schema import load_family
 from editforge.package.denoiser import write_denoiser
 from editforge.package.factors import lora_factors
 from editforge.package.inspect import inspect_file
@@ -94,6 +96,16 @@ def test_second_generation_is_told_by_its_text_width(tmp_path: Path) -> None:
         }
         save_file(pair, tmp_path / "x.safetensors")
         assert inspect_file(tmp_path / "x.safetensors").family == family
+
+
+def test_architecture_that_shares_most_names_is_not_taken_for_another(tmp_path: Path) -> None:
+    model = TinyModel(load_family("emoji"), emoji.folder())
+    edit = random_edit(model, size=0.01)
+    path = write_lora(edit, tmp_path)
+    found = inspect_file(path, "diffusers")
+    assert found.family is None
+    assert found.is_complete
+    assert not inspect_file(path, "comfyui").matched
 
 
 def test_unknown_architecture_is_judged_by_form_alone(tmp_path: Path) -> None:

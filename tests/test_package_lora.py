@@ -16,11 +16,13 @@ from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.disk import sha256_file
 from editforge.errors import PackageError
 from editforge.files import read_header
+from editforge.linalg import solve
 from editforge.package.factors import lora_factors
 from editforge.package.kohya import release_name, write_kohya
 from editforge.package.lora import read_lora, write_factors, write_lora
 from tests.tiny import (
     TinyModel,
+    denoiser_shapes,
     draw,
     random_edit,
     save_tiny,
@@ -303,3 +305,37 @@ def test_write_factors_accepts_a_null_edit(model: TinyModel, tmp_path: Path) -> 
     edit = random_edit(model).scaled(0.0)
     path = write_factors(lora_factors(edit, torch.float16), edit, tmp_path, {})
     assert all(not bool(t.any()) for n, t in load_file(path).items() if "lora_B" in n)
+
+
+def test_closed_form_has_the_rank_of_the_theorem_and_fits_a_lora(
+    model: TinyModel, tmp_path: Path
+) -> None:
+    """rank(W' - W) = min(n, rank(T - C)) in a generic case, and less where targets coincide."""
+    generator = torch.Generator().manual_seed(0)
+    width = model.family.text_width
+    C = torch.randn(width, 3, generator=generator, dtype=torch.float64)
+    T = torch.randn(width, 3, generator=generator, dtype=torch.float64)
+    P = torch.randn(width, 10, generator=generator, dtype=torch.float64)
+    ones = torch.ones(13, dtype=torch.float64)
+    solved = solve(C, P, erase_weight=ones[:3], preserve_weight=ones[:10], ridge=1e-2)
+    pipe = tiny_pipeline("sd1")
+    weights = pipe.unet.state_dict()
+    modules = [p for g in model.family.select(denoiser_shapes(model.folder)).values() for p in g]
+    T[:, 2] = C[:, 2] + (T[:, 0] - C[:, 0])  # the third shift equals the first: rank 2, not 3
+    A = solved.A.float()
+    factors = {
+        f"unet.{path}": LowRank((weights[f"{path}.weight"].double() @ (T - C)).float(), A)
+        for path in modules
+    }
+    edit = WeightEdit(factors, {}, 1.0, 3)
+    for name in factors:
+        singular = torch.linalg.svdvals(edit.delta(name))
+        assert int((singular > 1e-6 * singular[0]).sum()) == 2
+    path = write_lora(edit, tmp_path)
+    with edit.applied(pipe):
+        dense = draw(pipe)
+    assert (draw(pipe) - dense).abs().max() > 1e-3
+    assert (_loaded(pipe, path) - dense).abs().max() < 1e-4
+    reduced = edit.reduced()
+    assert {pair.rank for pair in reduced.factors.values()} == {2}
+    assert edit.difference(read_lora(write_lora(reduced, tmp_path / "reduced"))) < 1e-5

@@ -198,12 +198,14 @@ def refuse_other_components(edit: WeightEdit, component: str) -> None:
 
 
 def copy_file(source: Path, target: Path, label: str) -> None:
-    """Copy bytes; only a local `_name_or_path` in a JSON file is replaced, by the base's label."""
+    """Copy bytes; in a JSON file of a local base a path in `_name_or_path` becomes the label."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix == ".json" and label.startswith("local:"):
         value: Any = read_json(source)
-        if isinstance(value, dict) and _LOCAL.match(str(value.get("_name_or_path", ""))):
-            text = json.dumps({**value, "_name_or_path": label}, indent=2, ensure_ascii=False)
+        keys = ("_name_or_path", "name_or_path") if isinstance(value, dict) else ()
+        local = {key: label for key in keys if _LOCAL.match(str(value.get(key, "")))}
+        if local:
+            text = json.dumps({**value, **local}, indent=2, ensure_ascii=False)
             write_text(target, text + "\n")
             return
     shutil.copyfile(source, target)

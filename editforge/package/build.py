@@ -7,28 +7,31 @@ here depends on the folder, the machine or the time: the same inputs give the sa
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.disk import read_json, write_json, write_text
+from editforge.disk import read_json
 from editforge.errors import PackageError, did_you_mean
 from editforge.package.base import BaseModel, Weights, check_fits
-from editforge.package.card import check_results, render_card
+from editforge.package.card import check_results
 from editforge.package.contents import write_artifact
 from editforge.package.kohya import release_name
+from editforge.package.repository import (
+    RESULTS,
+    base_facts,
+    is_copy,
+    notices_of,
+    public_words,
+    surround,
+)
 from editforge.package.scrub import mark_paths, scan
-from editforge.package.verify import FACTS, hashes, write_sums
+from editforge.package.verify import write_sums
 
 SCHEMA = "editforge.package/1"
-RESULTS = "editforge_results.json"
-PINNED = ("diffusers", "huggingface_hub", "peft", "safetensors", "torch", "transformers")
-_NOTICES = ("LICENSE", "NOTICE", "ATTRIBUTION")
-_OWN = ("README.md", "LICENSE-note", FACTS, RESULTS, "images/", "reproduce/", "notices/")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def build_package(
     line, _ = mark_paths(command, known)
     results = _results(evaluation, provenance)
     notes = list(marked)
+    carried = [*notices_of(model), *notices]
     repositories = {}
     for export in exports:
         folder = output / export
@@ -98,14 +102,15 @@ def build_package(
                 "modules": len(edit.factors) + len(edit.dense),
             },
             "artifact": artifact,
-            "base": _base(model),
+            "base": base_facts(model, carried),
             "gate": {key: results["verdict"].get(key) for key in ("status", "passed", "message")},
             "recipe": recipe,
             "command": line,
         }
-        _surround(folder, facts, results, evaluation, [*_notices(model.folder), *notices])
+        surround(folder, facts, results, evaluation, carried)
         repositories[export] = folder
-    scan(output, public=[model.label, title, *concepts], is_copy=_is_copy)
+    public = [model.label, title, *public_words(provenance)]
+    scan(output, public=public, is_copy=partial(is_copy, model, {path.name for path in carried}))
     write_sums(output)
     return Package(output, repositories, title, tuple(notes))
 
@@ -148,96 +153,3 @@ def _results(evaluation: Path | None, provenance: Mapping[str, Any]) -> dict[str
         "names": [],
         "images": [],
     }
-
-
-def _base(model: BaseModel) -> dict[str, Any]:
-    return {
-        "label": model.label,
-        "revision": model.revision,
-        "sha256": model.base_sha256,
-        "license": model.license,
-        "license_link": model.license_link,
-        "prediction_type": model.prediction_type,
-        "variant": model.variant,
-    }
-
-
-def _surround(
-    folder: Path,
-    facts: dict[str, Any],
-    results: Mapping[str, Any],
-    evaluation: Path | None,
-    notices: Sequence[Path],
-) -> None:
-    """Everything in a repository but its weights; the card and then the hashes come last."""
-    if evaluation is not None:
-        for source in sorted(evaluation.glob("images/*.png")):
-            _copy(source, folder / "images" / source.name)
-        if (evaluation / "grid.png").is_file():
-            _copy(evaluation / "grid.png", folder / "images" / "before_after.png")
-    for source in notices:
-        _copy(source, folder / "notices" / source.name)
-    write_text(folder / "LICENSE-note", _license_note(facts["base"], notices))
-    write_json(folder / RESULTS, results)
-    _reproduce(folder / "reproduce", facts, results)
-    write_json(folder / FACTS, facts)
-    write_text(folder / "README.md", render_card(folder))
-    write_json(folder / FACTS, {**facts, "files": hashes(folder, (FACTS,))})
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-
-
-def _notices(base: Path) -> list[Path]:
-    """License and attribution files at the root of the base, which travel with its weights."""
-    return sorted(
-        path
-        for path in base.iterdir()
-        if path.is_file() and path.name.upper().startswith(_NOTICES) and path.stat().st_size < 2**20
-    )
-
-
-def _license_note(base: Mapping[str, Any], notices: Sequence[Path]) -> str:
-    said = base["license"] or "none that we could read"
-    lines = [f"These weights are derived from {base['label']}, whose declared license is: {said}."]
-    if base["license_link"]:
-        lines.append(f"License text: {base['license_link']}")
-    if notices:
-        lines.append("Notices of the base are in notices/.")
-    lines.append(
-        "The license was taken over from the base. Nothing was added to it or taken from it."
-    )
-    return "\n".join(lines) + "\n"
-
-
-def _reproduce(folder: Path, facts: Mapping[str, Any], results: Mapping[str, Any]) -> None:
-    provenance = facts["provenance"]
-    write_text(folder / "recipe.yaml", facts["recipe"].rstrip() + "\n")
-    pins = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in PINNED]
-    version = provenance.get("editforge_version")
-    pins = [*([f"editforge=={version}"] if version else []), *pins]
-    write_text(folder / "requirements.txt", "\n".join(sorted(pins)) + "\n")
-    write_json(
-        folder / "reproduce.json",
-        {
-            "base": facts["base"],
-            "seed": provenance.get("seed"),
-            "evaluation_seeds": results.get("seeds"),
-            "device": results.get("device"),
-            "dtype": results.get("dtype"),
-            "judges": results.get("judges", []),
-            "vocabulary": provenance.get("vocabulary"),
-            "edited_by_hand": provenance.get("edited_by_hand", []),
-            "recipe_sha256": provenance.get("recipe_sha256"),
-        },
-    )
-    text = "Install `requirements.txt`, then run this in an empty folder:\n\n"
-    write_text(folder / "README.md", f"# How to repeat this\n\n{text}    {facts['command']}\n")
-
-
-def _is_copy(name: str) -> bool:
-    """True for files of `pipeline/` and `unet/` that come from the base and not from us."""
-    export, _, rest = name.partition("/")
-    return export in ("pipeline", "unet") and not rest.startswith(_OWN)

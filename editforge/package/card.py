@@ -89,7 +89,7 @@ def front_matter(
     if base["license_link"] is not None:
         header |= {
             "license": "other",
-            "license_name": slug(base["license"] or "see-license"),
+            "license_name": slug(_license_name(base)),
             "license_link": base["license_link"],
         }
     elif base["license"] is not None:
@@ -110,6 +110,12 @@ def front_matter(
     return header
 
 
+def _license_name(base: Mapping[str, Any]) -> str:
+    if base["license"] in (None, "other"):
+        return f"license of {base['label'].rpartition('/')[2]}"
+    return str(base["license"])
+
+
 def widgets(
     facts: Mapping[str, Any], results: Mapping[str, Any], images: Sequence[str]
 ) -> list[tuple[str, str]]:
@@ -126,7 +132,8 @@ def widgets(
         clean = prompt and not any(word in prompt.casefold() for word in forbidden)
         if clean and file in images:
             found.append((_line(prompt), str(file)))
-    return found[:8]
+    near = [pair for pair in found if not pair[1].startswith("images/far")]
+    return near[:4] + [pair for pair in found if pair not in near][:4]
 
 
 def model_index(facts: Mapping[str, Any], results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -158,21 +165,29 @@ def model_index(facts: Mapping[str, Any], results: Mapping[str, Any]) -> list[di
 def table_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, base, this model) of every metric; a ratio's base is the reference itself."""
     titles = {key: row[0] for key, row in {**RATES, **KEPT}.items()}
-    titles |= {"valid": "Images that show something", "drift": "Pixel change"}
-    rows = []
+    titles |= {"valid": "Images that show something", "drift": "Mean change"}
+    rows: list[tuple[str, str, str]] = []
     metrics: Mapping[str, Any] = results.get("metrics", {})
     for key in [*(k for k in titles if k in metrics), *sorted(set(metrics) - set(titles))]:
-        metric = metrics[key]
         title = titles.get(key, key.replace("_", " ").capitalize())
-        if "value" in metric:
-            reference = "the reference" if key in KEPT else "0, by definition"
-            rows.append((title, reference, estimate(metric)))
-        elif {"base", "edited"} <= set(metric):
-            rows.append((title, estimate(metric["base"]), estimate(metric["edited"])))
-        else:
-            rows += [
-                (f"{title}, {part}", "0, by definition", estimate(m)) for part, m in metric.items()
-            ]
+        rows += _metric_rows(title, key, metrics[key])
+    return rows
+
+
+def _metric_rows(title: str, key: str, metric: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    if "value" in metric:
+        reference = "the reference" if key in KEPT else "0, by definition"
+        return [(title, reference, estimate(metric))]
+    if {"base", "edited"} <= set(metric):
+        return [(title, estimate(metric["base"]), estimate(metric["edited"]))]
+    rows = []
+    for part, one in metric.items():
+        if part.startswith("edited_"):
+            name = part.removeprefix("edited_")
+            rows.append((f"{title}, {name}", estimate(metric[f"base_{name}"]), estimate(one)))
+        elif part.endswith("_pixel"):  # the other distances stand in the JSON
+            name = part.removesuffix("_pixel")
+            rows.append((f"{title} of a pixel, {name} images", "0, by definition", estimate(one)))
     return rows
 
 
@@ -192,7 +207,7 @@ def lost_names(results: Mapping[str, Any]) -> list[str]:
     lost = sorted((row for row in rows if row[0] < 0), key=lambda row: (row[0], row[1]["name"]))
     return [
         f"{plain(row['name'])} ({row['base']:.0%} to {row['edited']:.0%} of {row['n']} images)"
-        for _, row in lost[:12]
+        for _, row in lost
     ]
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.files import read_tensors
-from editforge.package.base import BaseModel, Weights
-from editforge.package.denoiser import write_denoiser
+from editforge.package.base import BaseModel, Weights, edited_tensors
+from editforge.package.denoiser import precision, weight_plan, write_denoiser
 from editforge.package.factors import lora_factors
 from editforge.package.header import ORIGINAL, modelspec_header
 from editforge.package.kohya import has_kohya, write_kohya
@@ -31,17 +30,17 @@ def write_artifact(
     """
     if export == "lora":
         return _lora(model, edit, folder, title)
+    base = Weights.open(model.folder / model.family.denoiser, model.variant)
     if export == "single-file":
         path = write_single_file(model, edit, folder, title, dtype=dtype)
-        return {"weights": [path.name], "dtype": dtype, "rounding": {}}, []
-    place = folder / model.family.denoiser if export == "pipeline" else folder
+        rounding = {path.name: rounding_error(base, edit, precision(dtype))}
+        return {"weights": [path.name], "dtype": dtype, "rounding": rounding}, []
     write = write_pipeline if export == "pipeline" else write_denoiser
     written = write(model, edit, folder, dtype=dtype)
-    base = Weights.open(model.folder / model.family.denoiser, model.variant)
     names = [path.relative_to(folder).as_posix() for path in written]
     rounding = {
-        name: rounding_error(base, edit, place / path.name)
-        for name, path in zip(names, written, strict=True)
+        name: rounding_error(base, edit, stored)
+        for name, stored in zip(names, weight_plan(base, precision(dtype)).values(), strict=True)
     }
     readable = model.family.kohya is not None
     facts = {"weights": names, "dtype": dtype, "rounding": rounding, "kohya_family": readable}
@@ -74,16 +73,16 @@ def _lora(
     return facts, notes
 
 
-def rounding_error(base: Weights, edit: WeightEdit, path: Path) -> float:
+def rounding_error(base: Weights, edit: WeightEdit, dtype: torch.dtype | None) -> float:
     """|stored - (W + change)| / |change| over the edited weights: what the file's dtype costs.
 
     0 for an edit of strength zero, whose files are the base's bits.
     """
+    tensors = edited_tensors(base, edit, dtype)
     squares = torch.zeros(2, dtype=torch.float64)
     for key in [*edit.factors, *edit.dense]:
         name = key.partition(".")[2] + (".weight" if key in edit.factors else "")
         change = edit.delta(key)
-        stored = read_tensors(path, [name])[name].double()
-        gap = stored - base.read(name).double() - change
+        gap = tensors[name].load().double() - base.read(name).double() - change
         squares += torch.stack([gap.square().sum(), change.square().sum()])
     return float((squares[0] / squares[1]).sqrt()) if squares[1] > 0 else 0.0

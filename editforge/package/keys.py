@@ -19,14 +19,15 @@ class Layout:
 
     down: tuple[int, ...]
     mid: int
+    text_width: int
     shortcuts: tuple[int, ...]  # down blocks whose first resnet changes the width
     added: bool = False  # SDXL's embedding of sizes and pooled text
 
 
 LAYOUTS = {
-    "sd1": Layout(down=(1, 1, 1, 0), mid=1, shortcuts=(1, 2)),
-    "sd2": Layout(down=(1, 1, 1, 0), mid=1, shortcuts=(1, 2)),
-    "sdxl": Layout(down=(0, 2, 10), mid=10, shortcuts=(1, 2), added=True),
+    "sd1": Layout(down=(1, 1, 1, 0), mid=1, text_width=768, shortcuts=(1, 2)),
+    "sd2": Layout(down=(1, 1, 1, 0), mid=1, text_width=1024, shortcuts=(1, 2)),
+    "sdxl": Layout(down=(0, 2, 10), mid=10, text_width=2048, shortcuts=(1, 2), added=True),
 }
 
 
@@ -102,7 +103,10 @@ def kohya_modules(family: str) -> dict[str, str]:
 
 
 def best_family(modules: set[str], text_width: int | None = None) -> str | None:
-    """The family whose UNet has these module paths, None if fewer than four in five are known.
+    """The family whose UNet has all of these module paths.
+
+    With the family's own text width four in five are enough: a foreign file may hold more than the
+    UNet, but another architecture that shares most names has another width.
 
     Args:
         modules: paths below the UNet, at least some of them.
@@ -110,6 +114,8 @@ def best_family(modules: set[str], text_width: int | None = None) -> str | None:
     """
     counts = {name: len(modules & set(unet_modules(name))) for name in LAYOUTS}
     best = max(counts, key=lambda name: counts[name])
-    if not modules or counts[best] < 0.8 * len(modules):
-        return None
-    return "sd2" if best == "sd1" and text_width == 1024 else best
+    if best == "sd1" and text_width == LAYOUTS["sd2"].text_width:
+        best = "sd2"
+    share = counts[best] / max(1, len(modules))
+    enough = share >= 0.8 if text_width == LAYOUTS[best].text_width else share == 1
+    return best if enough else None

@@ -52,7 +52,7 @@ def write_kohya(
         stem = f"lora_{factors.component}_{module.replace('.', '_')}"
         tensors[f"{stem}.lora_down.weight"] = factors.tensor(module, "A")
         tensors[f"{stem}.lora_up.weight"] = factors.tensor(module, "B")
-        tensors[f"{stem}.alpha"] = alpha.to(factors.dtype)
+        tensors[f"{stem}.alpha"] = alpha  # float32: bfloat16 holds no integer above 256 exactly
     header = kohya_header(family, prediction, factors.rank)
     write_safetensors(path, tensors, {**metadata, **provenance_header(edit), **header})
     return path

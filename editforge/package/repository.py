@@ -1,0 +1,145 @@
+"""What stands around the weights of one repository folder: card, license, pictures, `reproduce/`.
+
+The order matters: the card is rendered from the files that are there, and the hashes in
+`editforge.json` are taken last.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from editforge.disk import write_json, write_text
+from editforge.package.base import BaseModel
+from editforge.package.card import render_card
+from editforge.package.verify import FACTS, hashes
+
+RESULTS = "editforge_results.json"
+PINNED = ("diffusers", "huggingface_hub", "peft", "safetensors", "torch", "transformers")
+_NOTICES = ("LICENSE", "NOTICE", "ATTRIBUTION")
+_OWN = ("README.md", "LICENSE-note", FACTS, RESULTS, "images/", "reproduce/")
+_VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
+
+
+def surround(
+    folder: Path,
+    facts: dict[str, Any],
+    results: Mapping[str, Any],
+    evaluation: Path | None,
+    notices: Sequence[Path],
+) -> None:
+    """Everything in a repository but its weights; the card and then the hashes come last."""
+    if evaluation is not None:
+        for source in sorted(evaluation.glob("images/*.png")):
+            _copy(source, folder / "images" / source.name)
+        if (evaluation / "grid.png").is_file():
+            _copy(evaluation / "grid.png", folder / "images" / "before_after.png")
+    for source in notices:
+        _copy(source, folder / source.name)
+    write_text(folder / "LICENSE-note", _license_note(facts["base"], notices))
+    write_json(folder / RESULTS, results)
+    _reproduce(folder / "reproduce", facts, results)
+    write_json(folder / FACTS, facts)
+    write_text(folder / "README.md", render_card(folder))
+    write_json(folder / FACTS, {**facts, "files": hashes(folder, (FACTS,))})
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+
+
+def notices_of(model: BaseModel) -> list[Path]:
+    """License and attribution files beside the base's weights, which travel with them.
+
+    The file that a relative license link names may also lie one folder above.
+    """
+    found = [path for path in model.folder.iterdir() if path.name.upper().startswith(_NOTICES)]
+    link = model.license_link
+    if link and Path(link).name == link and link not in [path.name for path in found]:
+        found.append(model.folder.parent / link)
+    return sorted(path for path in found if path.is_file() and path.stat().st_size < 2**20)
+
+
+def public_words(provenance: Mapping[str, Any]) -> list[str]:
+    """Concepts, targets and preserved names: words of the recipe, which may equal a user's name."""
+    rows = provenance.get("erased", [])
+    keys = ("name", "target")
+    words = [word for row in rows for word in (*map(row.get, keys), *row.get("aliases", []))]
+    return [str(word) for word in [*words, *provenance.get("preserve", [])] if word]
+
+
+def _license_note(base: Mapping[str, Any], notices: Sequence[Path]) -> str:
+    said = base["license"] or "none that we could read"
+    lines = [f"These weights are derived from {base['label']}, whose declared license is: {said}."]
+    if base["license_link"]:
+        lines.append(f"License text: {base['license_link']}")
+    if notices:
+        lines.append(f"Notices of the base: {', '.join(path.name for path in notices)}.")
+    lines.append(
+        "The license was taken over from the base. Nothing was added to it or taken from it."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _reproduce(folder: Path, facts: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    provenance = facts["provenance"]
+    write_text(folder / "recipe.yaml", facts["recipe"].rstrip() + "\n")
+    pins = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in PINNED]
+    version = provenance.get("editforge_version")
+    pins = [*([f"editforge=={version}"] if version else []), *pins]
+    write_text(folder / "requirements.txt", "\n".join(sorted(pins)) + "\n")
+    write_json(
+        folder / "reproduce.json",
+        {
+            "base": facts["base"],
+            "seed": provenance.get("seed"),
+            "evaluation_seeds": results.get("seeds"),
+            "device": results.get("device"),
+            "dtype": results.get("dtype"),
+            "judges": results.get("judges", []),
+            "vocabulary": provenance.get("vocabulary"),
+            "edited_by_hand": provenance.get("edited_by_hand", []),
+            "recipe_sha256": provenance.get("recipe_sha256"),
+        },
+    )
+    text = "Install `requirements.txt`, then run this in an empty folder:\n\n"
+    write_text(folder / "README.md", f"# How to repeat this\n\n{text}    {facts['command']}\n")
+
+
+def is_copy(model: BaseModel, carried: Collection[str], name: str) -> bool:
+    """True for a file that comes from the base and not from us, by its path in the package.
+
+    Of a local base only vocabularies and weights count: its configs are as private as our own.
+    """
+    export, _, rest = name.partition("/")
+    if rest in carried:
+        return True
+    denoiser = f"{model.family.denoiser}/diffusion_pytorch_model"
+    if export == "unet":
+        copied = rest == "config.json"
+    else:
+        copied = export == "pipeline" and not rest.startswith((*_OWN, denoiser))
+    public = not model.label.startswith("local:")
+    return copied and (public or rest.endswith((*_VOCABULARY, ".safetensors")))
+
+
+def base_facts(model: BaseModel, carried: Sequence[Path]) -> dict[str, Any]:
+    """The base as a package names it; a relative license link becomes one that leads somewhere."""
+    link = model.license_link
+    if link and "://" not in link and link not in [path.name for path in carried]:
+        on_hub = "/" in model.label and not model.label.startswith("editforge/")
+        place = f"https://huggingface.co/{model.label}/blob/{model.revision or 'main'}/{link}"
+        link = place if on_hub else None
+    return {
+        "label": model.label,
+        "revision": model.revision,
+        "sha256": model.base_sha256,
+        "license": model.license,
+        "license_link": link,
+        "prediction_type": model.prediction_type,
+        "variant": model.variant,
+    }
