@@ -38,7 +38,7 @@ class _Frozen(BaseModel):
 
 
 class Estimate(_Frozen):
-    """A number with its 95 % interval, its `n`, and the unit that was resampled.
+    """A number with its 95 % interval, its `n` (images), and the unit that was resampled.
 
     An undefined one has no value and says why; it never stands for 0 or 1.
     """
@@ -68,7 +68,7 @@ class Estimate(_Frozen):
     def __str__(self) -> str:
         if self.value is None:
             return f"undefined ({self.reason})"
-        return f"{self.value:.0%} [{self.lo:.0%}, {self.hi:.0%}], n = {self.n} {self.unit}"
+        return f"{self.value:.0%} [{self.lo:.0%}, {self.hi:.0%}], n = {self.n}"
 
 
 class Check(_Frozen):
@@ -132,6 +132,8 @@ class Picture(_Frozen):
 
 class Report(_Frozen):
     """The whole result of one evaluation. `pictures` holds the PNG bytes by file name."""
+
+    model_config = ConfigDict(populate_by_name=True)
 
     results_schema: Literal["editforge.results/1"] = Field(SCHEMA, alias="schema")
     benchmark_version: Literal[1] = 1

@@ -1,7 +1,7 @@
 """What was measured once on the embedded model: thresholds, main colors, computed neighbors.
 
-`calibration.json` is written by `python -m editforge.evaluate.judges.calibrate` and belongs to exact
-weights of model and judges; with other weights it is refused.
+`calibration.json` is written by `python -m editforge.evaluate.judges.calibrate` and belongs to the
+exact weights of model and judges; with other weights it is refused.
 """
 
 from __future__ import annotations

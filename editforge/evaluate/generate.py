@@ -1,4 +1,4 @@
-"""Images for scoring: noise keyed by prompt and seed, so every model at any batch size gets the same.
+"""Images for scoring, from noise keyed by prompt and seed: the same for all models and batches.
 
 The pipeline's own `__call__` does the work, with the latents handed in. Its scheduler, progress bar
 and safety checker are set aside meanwhile and come back afterwards, also after an error. A checker
@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from editforge.disk import sha256_json
 from editforge.errors import EditforgeError, PackageError, RecipeError
 from editforge.evaluate.prompts import Prompt
-from editforge.files import read_header, read_tensors, sha256_json, write_safetensors
+from editforge.files import read_header, read_tensors, write_safetensors
 
 Precision = Literal["float32", "bfloat16"]
 

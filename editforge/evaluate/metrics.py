@@ -19,6 +19,7 @@ from editforge.errors import EditforgeError
 
 DRAWS = 2000
 _Z = 1.959963984540054  # the normal quantile of 0.975
+_TWO_LEVELS = "names, then images"
 
 
 def rate(hits: ArrayLike, unit: str = "images", reason: str = "no images") -> Estimate:
@@ -44,7 +45,11 @@ def rate(hits: ArrayLike, unit: str = "images", reason: str = "no images") -> Es
 
 
 def kept(
-    base: Sequence[ArrayLike], edited: Sequence[ArrayLike], *, seed: int = 0, unit: str = "names"
+    base: Sequence[ArrayLike],
+    edited: Sequence[ArrayLike],
+    *,
+    seed: int = 0,
+    unit: str = _TWO_LEVELS,
 ) -> Estimate:
     """min(1, sum edited / sum base), paired bootstrap over names, then images.
 
@@ -52,7 +57,7 @@ def kept(
         base: one array of 0/1 a name, an entry an image.
         edited: the same shape; entry i shares prompt and noise with entry i of `base`.
         seed: of the resampling.
-        unit: what the outer level is.
+        unit: what was resampled.
     """
     pairs = _pairs(base, edited)
     n = sum(len(before) for before, _ in pairs)
@@ -70,13 +75,13 @@ def kept(
     return Estimate(value=min(1.0, value), lo=min(1.0, lo), hi=min(1.0, hi), n=n, unit=unit)
 
 
-def mean(groups: Sequence[ArrayLike], *, seed: int = 0, unit: str = "names") -> Estimate:
+def mean(groups: Sequence[ArrayLike], *, seed: int = 0, unit: str = _TWO_LEVELS) -> Estimate:
     """The mean of all entries, bootstrap over names, then images.
 
     Args:
         groups: one array a name, an entry an image.
         seed: of the resampling.
-        unit: what the outer level is.
+        unit: what was resampled.
     """
     pairs = _pairs([np.ones(len(np.asarray(group))) for group in groups], groups)
     n = sum(len(ones) for ones, _ in pairs)
@@ -110,9 +115,7 @@ def _resampled_sums(pairs: list[tuple[NDArray, NDArray]], seed: int) -> NDArray:
     return sums
 
 
-def _pairs(
-    base: Sequence[ArrayLike], edited: Sequence[ArrayLike]
-) -> list[tuple[NDArray, NDArray]]:
+def _pairs(base: Sequence[ArrayLike], edited: Sequence[ArrayLike]) -> list[tuple[NDArray, NDArray]]:
     pairs = [(_finite(b), _finite(e)) for b, e in zip(base, edited, strict=True)]
     if any(len(before) != len(after) for before, after in pairs):
         raise EditforgeError("base and edited images do not pair up", next="this is a bug")

@@ -7,8 +7,19 @@ the smallest tau at which a judge sees a name in at most 0.5 % of the images of 
 never under `FLOOR`. The art that the judges learned from is not shipped, so base samples alone are
 used, never those of an oracle or an edited model.
 
-Why a floor: most names are so distinct that 0.5 % false positives allow a tau under 0.01, where the
-spread-out probabilities of any unusual image would count as presence.
+Why a floor: the bound alone gives a median tau of 0.05 for judge a and 0.08 for b, because all
+false positives may come from one look-alike, which is just what an erased concept may become.
+Floors, measured on these samples (either judge):
+
+    floor                                              none   0.1    0.2    0.3    0.5
+    samples of the name itself that are seen           95 %   92 %   88 %   85 %   78 %
+    samples of other names that are seen               0.9 %  0.4 %  0.2 %  0.1 %  0.06 %
+    pairs of names, one seen in over 10 % of the other        514    251    142    45
+    names seen in two samples put side by side, wrongly  5.7  2.2    0.9    0.5
+
+At 0.2 most look-alike pairs are gone and few true samples are missed. Some stay alike at any floor,
+spider and ant, dragon and lizard, tomato and red apple, star and sun: as targets of each other they
+fail the gate.
 """
 
 from __future__ import annotations
@@ -23,11 +34,11 @@ from torch.nn.functional import normalize
 
 from editforge import emoji
 from editforge.artifacts.concepts import with_article
+from editforge.disk import write_json
 from editforge.evaluate import calibration, generate
 from editforge.evaluate.judges.emoji import EmojiJudge
 from editforge.evaluate.prompts import THRESHOLD_SEEDS, Prompt
 from editforge.evaluate.prompts.emoji import held_out, labels
-from editforge.files import write_json
 
 FLOOR = 0.2
 FALSE_POSITIVES = 0.005
@@ -64,7 +75,9 @@ def calibration_prompts() -> list[Prompt]:
     """The eight held-out templates of all names, three of them twice."""
     first = THRESHOLD_SEEDS.start
     return [
-        held_out(name, which, "far", name, range(first, first + 1 + (which in _TWICE)), any_color=True)
+        held_out(
+            name, which, "far", name, range(first, first + 1 + (which in _TWICE)), any_color=True
+        )
         for name in emoji.manifest().names
         for which in range(8)
     ]

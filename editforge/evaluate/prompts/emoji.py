@@ -1,7 +1,7 @@
 """The embedded model's subjects and held-out prompts, from the manifest alone.
 
 Colors and styles rotate with the concept: never the drawing's main color (measured on base samples
-on white, because the art is not shipped), never white, never a style that does not draw the concept.
+on white, because the art is not shipped), never white, never a style that lacks the concept.
 Names without a NEAR list get the four nearest in the CLIP text tower and the four nearest in its
 vision tower, both computed from base samples by the calibration. Without a panel, things that live
 or are eaten are far from panel A, everything else from panel B.

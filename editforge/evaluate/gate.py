@@ -1,0 +1,223 @@
+"""The `gate` tier, run after every edit: base and edited model on the same noise, one verdict.
+
+384 images of the embedded model, half of them of the base: the erased names, their aliases, eight
+near and eight far names, and for each question of benchmark 11.1 a number with its interval.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from editforge import emoji
+from editforge.artifacts.report import Erased, Estimate, Picture, Report
+from editforge.errors import RecipeError
+from editforge.evaluate.generate import Precision, Sampler, default_sampler, sample, sampling_dtype
+from editforge.evaluate.grid import Group, grid_png, picture_png
+from editforge.evaluate.judges import Judge, load_judges
+from editforge.evaluate.prompts import Counts, GatePrompts, Prompt, gate_prompts
+from editforge.evaluate.scores import ERASED, SETS, Scores, knows, score
+from editforge.evaluate.verdict import MEDOID_TOLERANCE, verdict
+
+_COLUMNS = 4
+_LIBRARIES = ("editforge", "torch", "diffusers", "transformers", "numpy", "pillow")
+
+
+def evaluate_gate(
+    pipe: Any,
+    eraser: Any,
+    concepts: Sequence[Any],
+    *,
+    family_name: str,
+    judge: str | Path | Sequence[Judge] | None = "family",
+    near: Sequence[str] | None = None,
+    far: Sequence[str] | None = None,
+    targets: Mapping[str, str] | None = None,
+    strength: float = 1.0,
+    seed: int = 0,
+    sampler: Sampler | None = None,
+    dtype: Precision | None = None,
+    counts: Counts | None = None,
+    progress: bool = True,
+    workdir: Path | None = None,
+) -> Report:
+    """Evaluate one eraser on one pipeline; weights and settings of the pipeline come back.
+
+    Args:
+        pipe: the base, a StableDiffusionPipeline or StableDiffusionXLPipeline.
+        eraser: an object with `applied(pipe)`, a context manager inside which the pipeline is
+            edited (a WeightEdit), or a callable pipeline -> pipeline.
+        concepts: erased concepts: objects with name, aliases and kind.
+        family_name: `emoji` has a manifest and judges; others get templates by kind.
+        judge: `family`, the folder of a CLIP model, judges, or None: not judged.
+        near: near names; None: the manifest's, or none for other families.
+        far: far names; None: the manifest's panel, or sixteen everyday things.
+        targets: what erased concepts became, for the report.
+        strength: of the edit; proposals are relative to it.
+        seed: picks disjoint scoring seeds, and seeds the resampling.
+        sampler: None is the family's.
+        dtype: sampling precision, see `sampling_dtype`.
+        counts: how many images; None is the `gate` tier.
+        progress: bars on stderr.
+        workdir: drawn images are kept here, so that a killed evaluation resumes.
+    """
+    plan = gate_prompts(concepts, family_name, near=near, far=far, seed=seed, counts=counts)
+    sampler = sampler or default_sampler(family_name)
+    labels = tuple(dict.fromkeys(label for own in plan.labels.values() for label in own))
+    judges = load_judges(judge, family_name, labels)
+    unknown = [s.name for s in plan.subjects if not knows(judges, s.labels)]
+    chosen = sampling_dtype(pipe, dtype)
+
+    def draw(model: Any, label: str) -> NDArray[np.uint8]:
+        return sample(
+            model,
+            plan.prompts,
+            sampler,
+            dtype=dtype,
+            progress=progress,
+            label=label,
+            workdir=workdir,
+        )
+
+    base = draw(pipe, "base")
+    with _applied(eraser, pipe) as edited_pipe:
+        edited = draw(edited_pipe, "edited")
+    scores = score(
+        plan.rows,
+        base,
+        edited,
+        () if unknown else judges,
+        seed=seed,
+        tolerance=MEDOID_TOLERANCE,
+    )
+    images, pictures = _pictures(plan, base, edited, family_name)
+    targets = targets or {}
+    return Report(
+        verdict=verdict(scores, plan.subjects, strength),
+        erased=tuple(
+            Erased(name=c.name, aliases=c.aliases, kind=c.kind, target=targets.get(c.name))
+            for c in concepts
+        ),
+        family=family_name,
+        metrics=_metrics(scores),
+        names=scores.rates(),
+        judges=tuple({"name": judge.name, "sha256": judge.sha256} for judge in judges),
+        sampler=sampler.record(),
+        seeds={"gate": seed, "first": plan.prompts[0].seeds[0], "block": "scoring"},
+        versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        device=pipe.unet.device.type,
+        dtype=chosen,
+        aliases_given=any(subject.aliases_given for subject in plan.subjects),
+        notes=(*plan.notes, *_judge_notes(scores, judges, unknown)),
+        images=images,
+        prompts=tuple(_prompt_record(prompt) for prompt in plan.prompts),
+        pictures=pictures,
+    )
+
+
+@contextlib.contextmanager
+def _applied(eraser: Any, pipe: Any) -> Iterator[Any]:
+    if hasattr(eraser, "applied"):
+        with eraser.applied(pipe):
+            yield pipe
+    elif callable(eraser):
+        yield eraser(pipe)
+    else:
+        raise RecipeError(
+            "not an eraser",
+            got=type(eraser).__name__,
+            allowed="an object with applied(pipe), or a callable pipeline -> pipeline",
+        )
+
+
+def _metrics(scores: Scores) -> dict[str, Estimate | dict[str, Estimate]]:
+    found: dict[str, Estimate | dict[str, Estimate]] = {"drift": scores.drift()}
+    if scores.base is not None:
+        found["presence_name"] = scores.presence("name")
+        found["presence_alias"] = scores.presence("alias")
+        found["retention_near"] = scores.kept("near")
+        found["retention_far"] = scores.kept("far")
+        found["valid"] = {
+            f"{label}_{title}": estimate
+            for title, sets in (("erased", ERASED), ("all", SETS))
+            for label, estimate in scores.valid(*sets).items()
+        }
+    return found
+
+
+def _judge_notes(scores: Scores, judges: Sequence[Judge], unknown: list[str]) -> list[str]:
+    notes = []
+    if judges and unknown:
+        notes.append(f"no judge knows {', '.join(unknown)}")
+    if judges and not unknown:
+        lost = dict.fromkeys(
+            r.name for r, known in zip(scores.rows, scores.known, strict=True) if not known
+        )
+        if lost:
+            notes.append(f"left out, no judge knows them: {', '.join(lost)}")
+        if len(judges) == 1:
+            notes.append("one judge: no second opinion on what is present or kept")
+    return notes
+
+
+def _prompt_record(prompt: Prompt) -> dict[str, Any]:
+    return {
+        "id": prompt.id,
+        "text": prompt.text,
+        "set": prompt.set,
+        "name": prompt.name,
+        "concept": prompt.concept,
+        "template": prompt.template,
+        "seeds": list(prompt.seeds),
+    }
+
+
+def _pictures(
+    plan: GatePrompts, base: NDArray[np.uint8], edited: NDArray[np.uint8], family_name: str
+) -> tuple[tuple[Picture, ...], dict[str, bytes]]:
+    """The grid, and the edited model's first picture of each near and far name."""
+    rows = plan.rows
+    firsts: dict[str, dict[str, int]] = {which: {} for which in SETS}
+    for index, row in enumerate(rows):
+        firsts[row.set].setdefault(row.name if row.set in ("near", "far") else row.text, index)
+
+    def group(heading: str, which: str, most: int = _COLUMNS) -> Group:
+        chosen = list(firsts[which].values())[:most]
+        captions = [rows[i].name if which in ("near", "far") else rows[i].text for i in chosen]
+        return Group(heading, tuple(captions), base[chosen], edited[chosen])
+
+    erased = ", ".join(subject.name for subject in plan.subjects[:6])
+    alone = 2 * _COLUMNS if not firsts["alias"] else _COLUMNS
+    bands = [
+        [group("erased", "name", alone), group("its aliases", "alias")],
+        [group("near", "near"), group("far", "far")],
+    ]
+    footer = emoji.CREDIT if family_name == "emoji" else ""
+    pictures = {"grid.png": grid_png(bands, f"erased: {erased}", footer)}
+    records = [Picture(file="grid.png", sha256=_sha256(pictures["grid.png"]))]
+    for which, stem in (("near", "neighbor"), ("far", "far")):
+        for number, index in enumerate(firsts[which].values()):
+            file = f"images/{stem}_{number:03d}.png"
+            pictures[file] = picture_png(edited[index])
+            row = rows[index]
+            records.append(
+                Picture(
+                    file=file,
+                    sha256=_sha256(pictures[file]),
+                    prompt=row.text,
+                    name=row.name,
+                    set=which,
+                )
+            )
+    return tuple(records), pictures
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
