@@ -13,11 +13,13 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from editforge import emoji
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.report import Estimate, Report, Verdict
+from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.errors import EditforgeError, PackageError, RecipeError
 from editforge.evaluate.gate import evaluate_gate
-from editforge.evaluate.generate import EMOJI_SAMPLER, noise, sample
+from editforge.evaluate.generate import EMOJI_SAMPLER, Sampler, noise, sample
 from editforge.evaluate.judges import NONE, judge_images, load_judges
 from editforge.evaluate.prompts import Counts, eraser_inputs, gate_prompts
+from tests.tiny import tiny_pipeline
 
 FEW = Counts(name=8, least=4, names=4, images=2)
 VIOLIN = (Concept(name="violin"),)
@@ -255,6 +257,44 @@ def test_the_pipeline_keeps_its_scheduler_and_bar_even_after_an_error(pipe):
         sample(pipe, [broken], EMOJI_SAMPLER, progress=False)
     assert pipe.scheduler is scheduler
     assert not hasattr(pipe, "_progress_bar_config")
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_other_families_are_drawn_and_not_judged(kind):
+    pipe = tiny_pipeline(kind, safety=kind == "sd1")
+    checker = getattr(pipe, "safety_checker", None)
+    given = Concept(name="Van Gogh", aliases=("Vincent",), kind="style")
+    report = evaluate_gate(
+        pipe,
+        lambda pipe: pipe,
+        [given],
+        family_name=kind,
+        near=["Monet"],
+        sampler=Sampler(steps=2, guidance=2, batch=16),
+        counts=Counts(name=2, least=1, names=2, images=2),
+        progress=False,
+    )
+    assert (report.verdict.status, report.passed) == ("not judged", None)
+    assert report.aliases_given
+    assert report.metrics["drift"]["near_pixel"].value == 0
+    assert {row.name for row in report.names} == set()
+    assert "no judge" in report.summary()
+    assert getattr(pipe, "safety_checker", None) is checker
+
+
+def test_a_weight_edit_of_strength_zero_draws_the_base_bit_for_bit(pipe):
+    name = next(n for n, _ in pipe.unet.named_modules() if n.endswith("attn2.to_v"))
+    rows, columns = pipe.unet.get_submodule(name).weight.shape
+    factors = {f"unet.{name}": LowRank(B=torch.ones(rows, 1), A=torch.ones(1, columns))}
+    edit = WeightEdit(factors=factors)
+    prompts = gate_prompts(VIOLIN, "emoji", counts=FEW).prompts[:2]
+    sampler = dataclasses.replace(EMOJI_SAMPLER, steps=4)
+    base = sample(pipe, prompts, sampler, progress=False)
+    for strength, same in ((0, True), (1, False)):
+        with edit.scaled(strength).applied(pipe):
+            drawn = sample(pipe, prompts, sampler, progress=False)
+        assert np.array_equal(base, drawn) is same
+    assert np.array_equal(base, sample(pipe, prompts, sampler, progress=False))
 
 
 def test_noise_depends_on_prompt_and_seed_alone():

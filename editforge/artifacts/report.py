@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,7 +27,7 @@ from pydantic import (
 from editforge.disk import read_json, write_atomic, write_json
 from editforge.errors import PackageError
 
-SCHEMA = "editforge.results/1"
+SCHEMA: Literal["editforge.results/1"] = "editforge.results/1"
 RESULTS = "editforge_results.json"
 
 Status = Literal["erased", "not erased", "neighbor lost", "collapsed", "not judged"]
@@ -188,8 +189,7 @@ class Report(_Frozen):
         """Write `editforge_results.json`, `grid.png` and `images/*.png`, pictures first."""
         folder = Path(folder)
         for picture in self.images:
-            data = self.pictures[picture.file]
-            write_atomic(folder / picture.file, lambda file, data=data: file.write(data))
+            write_atomic(folder / picture.file, partial(_write, self.pictures[picture.file]))
         write_json(folder / RESULTS, self.model_dump(mode="json", by_alias=True))
 
     @classmethod
@@ -223,3 +223,7 @@ class Report(_Frozen):
 
 
 _PICTURE = re.compile(r"(grid|images/[a-z]+_\d{3})\.png")
+
+
+def _write(data: bytes, file: Any) -> None:
+    file.write(data)

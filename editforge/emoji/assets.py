@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from editforge.emoji.manifest import Manifest, read
 from editforge.errors import PackageError
@@ -60,11 +60,12 @@ def load_pipeline(
     import torch
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(folder(), local_files_only=True)
+    pipe: Any = StableDiffusionPipeline.from_pretrained(folder(), local_files_only=True)
     pipe.text_encoder.to(torch.float32)  # transformers keeps the file's float16, diffusers does not
     if dtype not in (None, torch.float32):
         pipe.to(dtype)
-    return pipe.to(device)
+    placed: StableDiffusionPipeline = pipe.to(device)
+    return placed
 
 
 def load_clip() -> tuple[CLIPModel, CLIPTokenizer]:
@@ -82,9 +83,10 @@ def load_judge(which: Literal["a", "b"]) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForImageClassification
 
-    return AutoModelForImageClassification.from_pretrained(
+    judge: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
         _verified(_judge_folder(which)), dtype=torch.float32, local_files_only=True
-    ).eval()
+    )
+    return judge.eval()
 
 
 def judge_digest(which: Literal["a", "b"]) -> str:
@@ -109,7 +111,8 @@ def _digests() -> dict[str, str]:
     path = _ASSETS / "digests.json"
     if not path.is_file():
         raise _damaged("is missing", "digests.json")
-    return json.loads(path.read_text(encoding="utf-8"))
+    digests: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return digests
 
 
 @functools.cache

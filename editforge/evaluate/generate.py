@@ -5,7 +5,8 @@ and safety checker are set aside meanwhile and come back afterwards, also after 
 that blacks images would read as an erased concept.
 
 On a CPU with bfloat16 instructions sampling autocasts to bfloat16: on the embedded model 64 images
-take 3.4 instead of 7 seconds, pixels move by 0.2 % on average, and the judges agree.
+take 3.4 instead of 7 seconds, pixels move by 0.2 % on average, presence changes on one image in a
+hundred and retention on two. Base and edited always share the precision.
 """
 
 from __future__ import annotations
@@ -181,7 +182,8 @@ def _draw(pipe: Any, batch: list[tuple[Prompt, int]], sampler: Sampler) -> NDArr
             got=batch[0][0].text,
             next="lower the strength of the edit, or sample in float32",
         )
-    return (pixels * 255).round().astype(np.uint8)
+    drawn: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8)
+    return drawn
 
 
 def _kept_batch(path: Path | None, key: str) -> NDArray[np.uint8] | None:

@@ -18,6 +18,7 @@ from editforge.artifacts.report import Estimate
 from editforge.errors import EditforgeError
 
 DRAWS = 2000
+_Floats = NDArray[np.float64]
 _Z = 1.959963984540054  # the normal quantile of 0.975
 _TWO_LEVELS = "names, then images"
 
@@ -102,27 +103,28 @@ def medoid_share(images: NDArray[np.uint8], tolerance: float) -> float:
     return float((distances[distances.sum(axis=1).argmin()] < tolerance).mean())
 
 
-def _resampled_sums(pairs: list[tuple[NDArray, NDArray]], seed: int) -> NDArray:
+def _resampled_sums(pairs: list[tuple[_Floats, _Floats]], seed: int) -> _Floats:
     """(DRAWS, 2): the sums of both columns over resampled names and their resampled images."""
     generator = np.random.Generator(np.random.PCG64(seed))
     choice = generator.integers(0, len(pairs), size=(DRAWS, len(pairs)))
     sums = np.zeros((DRAWS, 2))
     for index, (before, after) in enumerate(pairs):
-        draws, _ = np.nonzero(choice == index)  # one row each time a draw took this name
+        draws, _ = np.nonzero(choice == index)
         rows = generator.integers(0, len(before), size=(len(draws), len(before)))
-        np.add.at(sums, (draws, 0), before[rows].sum(axis=1))
-        np.add.at(sums, (draws, 1), after[rows].sum(axis=1))
+        for column, values in enumerate((before, after)):
+            own = values[rows].sum(axis=1)  # (rows,), one sum each time a draw took this name
+            sums[:, column] += np.bincount(draws, weights=own, minlength=DRAWS)
     return sums
 
 
-def _pairs(base: Sequence[ArrayLike], edited: Sequence[ArrayLike]) -> list[tuple[NDArray, NDArray]]:
+def _pairs(base: Sequence[ArrayLike], edited: Sequence[ArrayLike]) -> list[tuple[_Floats, _Floats]]:
     pairs = [(_finite(b), _finite(e)) for b, e in zip(base, edited, strict=True)]
     if any(len(before) != len(after) for before, after in pairs):
         raise EditforgeError("base and edited images do not pair up", next="this is a bug")
     return [pair for pair in pairs if len(pair[0])]
 
 
-def _finite(values: ArrayLike) -> NDArray:
+def _finite(values: ArrayLike) -> _Floats:
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
         raise EditforgeError(

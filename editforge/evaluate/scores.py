@@ -162,7 +162,7 @@ def _judged(
 
 def _pixel_drift(base: NDArray[np.uint8], edited: NDArray[np.uint8]) -> NDArray[np.float32]:
     difference = np.abs(base.astype(np.int16) - edited)
-    return (difference.reshape(len(base), -1).mean(axis=1) / 255).astype(np.float32)
+    return np.asarray(difference.reshape(len(base), -1).mean(axis=1) / 255, dtype=np.float32)
 
 
 def _feature_drift(
@@ -176,10 +176,11 @@ def _feature_drift(
                 np.square(_unit(b) - _unit(a)).sum(axis=1).mean(axis=(1, 2))
                 for b, a in zip(before, after, strict=True)
             ]
-            return np.sum(stages, axis=0)
+            return np.asarray(np.sum(stages, axis=0), dtype=np.float32)
     return None
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Length 1 along channels; a channel vector of zeros stays zero."""
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-8)
+    length = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-8)
+    return np.asarray(features / length, dtype=np.float32)

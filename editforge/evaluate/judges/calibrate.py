@@ -91,7 +91,7 @@ def thresholds(probabilities: NDArray[np.float32], rows: list[Prompt]) -> dict[s
     for word in (*manifest.names, *manifest.group_words, *manifest.broad):
         wanted = labels(word)
         other = np.array([row.name not in wanted for row in rows])
-        summed = probabilities[np.ix_(other, [column[name] for name in wanted])].sum(axis=1)
+        summed = probabilities[other][:, [column[name] for name in wanted]].sum(axis=1)
         allowed = int(FALSE_POSITIVES * len(summed))
         just_above = np.nextafter(np.sort(summed)[-allowed - 1], np.float32(2))
         found[calibration.label_key(wanted)] = round(max(FLOOR, float(just_above)), 6)

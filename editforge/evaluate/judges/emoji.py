@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ class EmojiJudge:
         self._model = emoji.load_judge(which)
         self.name = f"emoji-{which}"
         self.sha256 = emoji.judge_digest(which)
-        names = self._model.config.id2label
+        names: Any = self._model.config.id2label
         self.labels: tuple[str, ...] = tuple(names[index] for index in range(len(names)))
         if (*emoji.manifest().names, NONE) != self.labels:
             raise PackageError(f"{self.name} has other labels than the manifest")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ UNRELATED = ("a person", "a building", "a landscape", "an animal", "food", "an a
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _BATCH = 64
+_Floats = NDArray[np.float64]
 
 
 class ClipZeroShotJudge:
@@ -95,7 +97,7 @@ class ClipZeroShotJudge:
     def features(self, images: NDArray[np.uint8]) -> None:
         """None: its features are not compared."""
 
-    def _embedded(self, tokenizer, label: str, templates: Sequence[str]) -> torch.Tensor:
+    def _embedded(self, tokenizer: Any, label: str, templates: Sequence[str]) -> torch.Tensor:
         texts = [template.format(a=with_article(label), n=label) for template in templates]
         tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         vectors = normalize(self._model.get_text_features(**tokens).pooler_output, dim=-1)
@@ -108,7 +110,7 @@ class ClipZeroShotJudge:
         return torch.from_numpy(scaled).permute(0, 3, 1, 2).float()
 
 
-def _preprocessing(folder: Path, model: torch.nn.Module) -> tuple[int, NDArray, NDArray]:
+def _preprocessing(folder: Path, model: Any) -> tuple[int, _Floats, _Floats]:
     """Side, mean and deviation: of `preprocessor_config.json`, else OpenAI's."""
     path = folder / "preprocessor_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

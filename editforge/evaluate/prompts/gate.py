@@ -74,7 +74,9 @@ def gate_prompts(
     near_names = _rotated([s.near for s in subjects], skip, limit)
     far_names = _rotated([s.far for s in subjects], {*skip, *map(fold, near_names)}, limit)
     near_kind = subjects[0].kind if near is not None else "object"
-    for names, which, kind in ((near_names, "near", near_kind), (far_names, "far", "object")):
+    kept: list[tuple[list[str], Set, str]]
+    kept = [(near_names, "near", near_kind), (far_names, "far", "object")]
+    for names, which, kind in kept:
         if not names:
             notes.append(f"no {which} names: what happened to them is unknown")
         drawer = _drawer(room, kind)
