@@ -100,6 +100,52 @@ def solve(
     return Solution(A, lam, (high + lam) / (low + lam))
 
 
+def constrained(means: Tensor, gram: Tensor, *, ridge: float) -> Solution:
+    """The factor A (k, d) that answers each mean with one and everything held the least.
+
+    Guarantee: A M = I, and of all A that satisfy it this one minimizes lam |A|_F^2 + trace(A S A^T), the
+    weighted sum of |A x|^2 over what S was summed from. So W' = W + W D A moves the k mean states by
+    exactly D and the rest as little as possible, whatever D (d, k) is. It is the limit of `solve` for
+    an erase weight that grows without bound.
+
+    Formula, with M = means (minimum variance under a linear constraint: Capon 1969):
+
+        lam = ridge * mean |M_i|^2          G = lam I + S
+        A   = (M^T G^-1 M)^-1 M^T G^-1
+
+    Args:
+        means: (d, k), linearly independent.
+        gram: (d, d), S, symmetric, positive semidefinite. Larger: what it holds drifts less.
+        ridge: > 0. Raising it shrinks A where nothing is held.
+
+    Raises:
+        EditError: means that are one to the encoder, a value that is not finite, a singular G.
+
+    Known failure: a mean inside the span of what is held needs a large A; the check on
+    amplification refuses it.
+    """
+    M, S = means.double(), gram.double()
+    none = torch.zeros(0, dtype=torch.float64)
+    _check_inputs(M, M[:, :0], torch.ones(M.shape[1]).double(), none, ridge, S)
+    if M.shape[1] == 0:
+        return Solution(torch.zeros(0, M.shape[0], dtype=torch.float64), 0.0, 1.0)
+    lam = ridge * float(M.square().sum(dim=0).mean())
+    G = (S + S.T) / 2
+    low, high = _extremes(G, floor=0.0)
+    G.diagonal().add_(lam)
+    solved = torch.cholesky_solve(M, _factor(G))  # G^-1 M, (d, k)
+    inner = M.T @ solved
+    smallest, largest = _extremes((inner + inner.T) / 2, floor=0.0)
+    if not smallest > 1e-10 * largest:
+        raise EditError(
+            "two erased names are one to the text encoder",
+            got=f"condition {largest / max(smallest, 1e-300):.2g} of their means",
+            next="leave out the alias or the neighbor that means exactly the same",
+        )
+    A = torch.cholesky_solve(solved.T.contiguous(), _factor((inner + inner.T) / 2))
+    return Solution(A, lam, (high + lam) / (low + lam))
+
+
 def null_operator(erased: Tensor, target: Tensor, A: Tensor) -> Tensor:
     """E = I + (T - C) A, (d, d): feeding E h to the original maps equals editing all of them."""
     d = erased.shape[0]

@@ -209,7 +209,7 @@ def _set(body: dict[str, Any], text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise RecipeError("--set takes key=value", got=text, next="--set edit.ridge=1e-3")
-    parsed: Any = float(value) if _NUMBER_AS_TEXT.fullmatch(value) else parse_yaml(value, "--set")
+    parsed = _numbers(parse_yaml(value, "--set"))
     path = key.split(".")
     node = body = dict(body)
     for part in path[:-1]:
@@ -222,6 +222,14 @@ def _set(body: dict[str, Any], text: str) -> dict[str, Any]:
         node.clear()  # another implementation: the old one's options mean nothing to it
     node[path[-1]] = parsed
     return body
+
+
+def _numbers(value: Any) -> Any:
+    """On a command line `1e-3` is a number, whatever YAML thinks of it."""
+    if isinstance(value, list):
+        return [_numbers(inner) for inner in value]
+    is_number = isinstance(value, str) and _NUMBER_AS_TEXT.fullmatch(value)
+    return float(value) if is_number else value
 
 
 def _refuse_numbers_as_text(value: Any, place: str) -> None:

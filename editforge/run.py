@@ -6,12 +6,13 @@ runs a whole recipe in a folder, skips what is done, redoes what is not, and end
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from editforge import __version__, registry
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbors
 from editforge.artifacts.report import Report
 from editforge.artifacts.system import System
@@ -75,6 +76,35 @@ def align(
     inputs = AlignInputs(recipe.concepts, targets, neighbors, start)
     result: WeightEdit = _call("align", recipe.align, inputs, context)
     return replace(result, provenance={**start.provenance, **result.provenance})
+
+
+def gate(
+    context: Context,
+    final: WeightEdit,
+    concepts: Sequence[Concept],
+    targets: Mapping[str, str],
+    preserve: Sequence[str],
+    judge: str | None,
+) -> Report:
+    """Judge an edit with the `gate` tier; a family without lists of its own takes the preserved words
+    as near names.
+    """
+    from editforge.evaluate.gate import evaluate_gate
+
+    family = context.model.family
+    return evaluate_gate(
+        context.model.pipeline(),
+        final,
+        concepts,
+        family_name=family.name,
+        judge=judge,
+        near=None if family.judge else [word for word in preserve if word][:8],
+        targets=targets,
+        strength=final.strength,
+        seed=context.seed,
+        progress=context.progress,
+        workdir=context.work,
+    )
 
 
 def solve_in_memory(recipe: Recipe, context: Context) -> WeightEdit:
@@ -219,22 +249,16 @@ class _Plan:
         self._context.say(f"preserved: {', '.join(words[:8]) or 'nothing'}{more}")
 
     def _evaluate(self, final: WeightEdit, targets: Targets, out: Path, context: Context) -> None:
-        from editforge.evaluate.gate import evaluate_gate
-
         assert self._recipe.evaluate is not None
-        report = evaluate_gate(
-            context.model.pipeline(),
+        becomes = {row.concept: row.target for row in targets.concepts}
+        gate(
+            context,
             final,
             self._recipe.concepts,
-            family_name=context.model.family.name,
-            judge=self._recipe.evaluate.judge,
-            targets={row.concept: row.target for row in targets.concepts},
-            preserve=targets.preserved,
-            seed=self._recipe.seed,
-            progress=context.progress,
-            workdir=context.work,
-        )
-        report.save(out)
+            becomes,
+            targets.preserved,
+            self._recipe.evaluate.judge,
+        ).save(out)
 
     def _package(
         self, final: WeightEdit, judged: Path | None, out: Path, context: Context

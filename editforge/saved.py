@@ -15,7 +15,8 @@ from editforge.errors import HubError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.recipe import resolve
-from editforge.run import execute
+from editforge.run import execute, gate
+from editforge.stages import Context
 
 
 def evaluate_saved(
@@ -38,8 +39,6 @@ def evaluate_saved(
     Raises:
         EditforgeError: nothing to judge there, or its base is unknown.
     """
-    from editforge.evaluate.gate import evaluate_gate
-
     folder = local_folder(place)
     recipe = folder / "recipe.yaml"
     edit = load_edit(folder)
@@ -48,7 +47,7 @@ def evaluate_saved(
     if recipe.is_file():
         known = resolve(str(recipe))
         config, strength = config or known.model, known.strength
-    facts = edit.provenance or _facts(folder)
+    facts = dict(edit.provenance) or _facts(folder)
     if config is None:
         config = _base(facts)
     concepts, targets = _erased(facts, place)
@@ -61,17 +60,9 @@ def evaluate_saved(
                 allowed=f"{facts.get('base_model')} ({str(facts['base_sha256'])[:12]})",
                 next="name it: --model",
             )
-        return evaluate_gate(
-            base.pipeline(),
-            edit.scaled(strength),
-            concepts,
-            family_name=base.family.name,
-            judge=judge,
-            targets=targets,
-            preserve=list(facts.get("preserve", [])),
-            seed=int(facts.get("seed", 0)),
-            progress=progress,
-        )
+        context = Context(base, int(facts.get("seed", 0)), progress, None, say)
+        kept = list(facts.get("preserve", []))
+        return gate(context, edit.scaled(strength), concepts, targets, kept, judge)
 
 
 def repackage(

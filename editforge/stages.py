@@ -21,7 +21,7 @@ from editforge.artifacts.weight_edit import WeightEdit
 
 if TYPE_CHECKING:
     from editforge.artifacts.system import System
-    from editforge.families.model import Model
+    from editforge.families.model import TextModel
 
 
 class StageConfig(BaseModel):
@@ -44,7 +44,7 @@ class Context:
         say: prints one line for the user (what was decided and why), on stderr.
     """
 
-    model: Model
+    model: TextModel
     seed: int = 0
     progress: bool = False
     work: Path | None = None

@@ -1,16 +1,16 @@
-"""System: the vectors an edit was solved from, so that a later edit can join it.
+"""System: what an edit was solved from, so that a later edit can join it.
 
-Erasing "x" and later "y" one after the other is not the joint solution (methods.md 1.6). `--from`
-reads this file, drops preserve vectors of what is erased now, and solves all of it from the base.
-Columns carry their owner's name because a word that was preserved may be erased next time.
+Erasing "x" and later "y" one after the other is not the joint solution (methods.md 1.6). `--from` reads
+this file and solves both from the base. Preserved concepts are kept by name and read again, because a
+word that was preserved may be erased next time; so are the rows that say what each concept became.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,79 +24,84 @@ SCHEMA = "editforge.system/1"
 
 @dataclass(frozen=True)
 class System:
-    """Erased, target and preserve vectors of one solve, with weights, owners and the base's hash.
+    """Erased and target columns of one solve, and the names around them.
 
-    Shapes: erased, target (d, n); preserve (d, m); erase_weight (n,); preserve_weight (m,).
-    `erased_owner` and `preserve_owner` name the concept of each column; `rows` are the provenance
-    rows ({name, aliases, kind, target}) of the erased concepts.
+    Args:
+        erased: (d, n), float64.
+        target: (d, n), float64.
+        erased_owner: the concept of each column.
+        preserve: names that must not move.
+        rows: provenance of the erased concepts: {name, aliases, kind, target}.
+        base_sha256: the base's digest.
+        method: the edit that solved it; two methods' columns do not mean the same.
+        scatter: (d, d) second moment of the erased names' states, where the method uses one.
     """
 
     erased: Tensor
     target: Tensor
-    preserve: Tensor
-    erase_weight: Tensor
-    preserve_weight: Tensor
     erased_owner: tuple[str, ...]
-    preserve_owner: tuple[str, ...]
-    rows: tuple[dict[str, object], ...]
+    preserve: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
     base_sha256: str
+    method: str
+    scatter: Tensor | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Every erased name and alias."""
+        return [name for row in self.rows for name in (row["name"], *row["aliases"])]
 
     def joined(self, earlier: System) -> System:
-        """This system with an earlier one's columns; what is erased in either is preserved in none.
+        """Both systems as one; what is erased in either is preserved in none.
 
         Raises:
-            EditError: another base, or the same concept erased in both.
+            EditError: another base or method, the same concept twice, or a target that is erased.
         """
-        if earlier.base_sha256 != self.base_sha256:
-            raise EditError(
-                "the earlier edit belongs to another base model",
-                got=earlier.base_sha256[:12],
-                allowed=self.base_sha256[:12],
-            )
-        twice = sorted({fold(n) for n in earlier.erased_owner} & {fold(n) for n in self.erased_owner})
-        if twice:
-            raise EditError(
-                "a concept is erased by the earlier edit already", got=", ".join(twice)
-            )
+        for what, mine, theirs in (
+            ("base model", self.base_sha256[:12], earlier.base_sha256[:12]),
+            ("method", self.method, earlier.method),
+        ):
+            if mine != theirs:
+                raise EditError(f"the earlier edit has another {what}", got=theirs, allowed=mine)
         both = replace(
             self,
-            erased=torch.cat([earlier.erased, self.erased], 1),
-            target=torch.cat([earlier.target, self.target], 1),
-            erase_weight=torch.cat([earlier.erase_weight, self.erase_weight]),
+            erased=torch.cat([earlier.erased, self.erased], dim=1),
+            target=torch.cat([earlier.target, self.target], dim=1),
             erased_owner=(*earlier.erased_owner, *self.erased_owner),
             rows=(*earlier.rows, *self.rows),
         )
-        known = set(self.preserve_owner)
-        fresh = [i for i, owner in enumerate(earlier.preserve_owner) if owner not in known]
-        both = replace(
-            both,
-            preserve=torch.cat([self.preserve, earlier.preserve[:, fresh]], 1),
-            preserve_weight=torch.cat([self.preserve_weight, earlier.preserve_weight[fresh]]),
-            preserve_owner=(*self.preserve_owner, *(earlier.preserve_owner[i] for i in fresh)),
-        )
-        return both.without(both.erased_owner)
-
-    def without(self, names: Sequence[str]) -> System:
-        """The same system with no preserve column owned by one of `names`."""
-        gone = {fold(name) for name in names}
-        keep = [i for i, owner in enumerate(self.preserve_owner) if fold(owner) not in gone]
-        return replace(
-            self,
-            preserve=self.preserve[:, keep],
-            preserve_weight=self.preserve_weight[keep],
-            preserve_owner=tuple(self.preserve_owner[i] for i in keep),
-        )
+        if self.scatter is not None and earlier.scatter is not None:
+            both = replace(both, scatter=self.scatter + earlier.scatter)
+        gone = [fold(name) for name in both.names]
+        twice = sorted({name for name in both.names if gone.count(fold(name)) > 1})
+        if twice:
+            raise EditError("the earlier edit erases this already", got=", ".join(twice))
+        lost = [str(row["target"]) for row in both.rows if fold(str(row["target"])) in gone]
+        if lost:
+            raise EditError(
+                "what one edit erases is the other's target",
+                got=", ".join(lost),
+                next="erase them together: editforge erase X Y",
+            )
+        kept: dict[str, str] = {}
+        for name in (*self.preserve, *earlier.preserve):
+            if fold(name) not in gone:
+                kept.setdefault(fold(name), name)
+        return replace(both, preserve=tuple(kept.values()))
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, float32."""
+        """Write one safetensors file, float64."""
         body = {
             "schema": SCHEMA,
             "erased_owner": self.erased_owner,
-            "preserve_owner": self.preserve_owner,
+            "preserve": self.preserve,
             "rows": self.rows,
             "base_sha256": self.base_sha256,
+            "method": self.method,
         }
-        tensors = {name: getattr(self, name).float() for name in _TENSORS}
+        tensors = {"erased": self.erased, "target": self.target}
+        if self.scatter is not None:
+            tensors["scatter"] = self.scatter
         write_safetensors(path, tensors, {"editforge.system": json.dumps(body, sort_keys=True)})
 
     @classmethod
@@ -109,29 +114,22 @@ class System:
         if path.is_dir():
             path = path / "edit" / "solve.safetensors"
         metadata, _ = read_header(path)
+        tensors = read_tensors(path)
         try:
             body = json.loads(metadata["editforge.system"])
-            if body["schema"] != SCHEMA:
-                raise KeyError(body["schema"])
-            tensors = {name: value.double() for name, value in read_tensors(path, _TENSORS).items()}
-            system = cls(
-                **tensors,
-                erased_owner=tuple(body["erased_owner"]),
-                preserve_owner=tuple(body["preserve_owner"]),
-                rows=tuple(body["rows"]),
-                base_sha256=body["base_sha256"],
-            )
+            if body.pop("schema") != SCHEMA:
+                raise KeyError("schema")
+            for key in ("erased_owner", "preserve", "rows"):
+                body[key] = tuple(body[key])
+            system = cls(**{name: tensor.double() for name, tensor in tensors.items()}, **body)
+            shapes = system.erased.shape, system.target.shape
+            if shapes[0] != shapes[1] or shapes[0][1] != len(system.erased_owner):
+                raise ValueError(f"columns {shapes}, owners {len(system.erased_owner)}")
+            _ = system.names
         except (KeyError, TypeError, ValueError) as error:
             raise PackageError(
                 f"{path.name} holds no system to solve jointly with",
                 got=str(error),
                 allowed="a run folder of a closed-form edit, or its edit/solve.safetensors",
             ) from None
-        widths = {system.erased.shape[0], system.target.shape[0], system.preserve.shape[0]}
-        columns = (system.erased.shape[1], system.preserve.shape[1])
-        if len(widths) != 1 or columns != (len(system.erased_owner), len(system.preserve_owner)):
-            raise PackageError(f"{path.name} contradicts itself", got=f"{widths}, {columns}")
         return system
-
-
-_TENSORS = ("erased", "target", "preserve", "erase_weight", "preserve_weight")

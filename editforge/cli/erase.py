@@ -92,10 +92,10 @@ def erase(
         overrides["package"] = {"export": [part.strip() for part in export.split(",") if part.strip()]}
     if judge is not None:
         overrides["evaluate"] = {"judge": None if judge == "none" else judge}
-    simple = {"strength": strength, "seed": seed, "continue_from": from_edit and str(from_edit)}
+    simple: dict[str, Any] = {"strength": strength, "seed": seed, "continue_from": from_edit and str(from_edit)}
     overrides |= {key: value for key, value in simple.items() if value is not None}
     recipe = resolve(method, overrides, set_ or (), preset=preset)
-    words = {"method": method if not method.endswith((".yaml", ".yml")) else None, "preset": preset}
+    words: dict[str, object] = {"method": method if not method.endswith((".yaml", ".yml")) else None, "preset": preset}
     words |= {"target": target, "strength": strength, "export": export, "seed": seed}
     words |= {"model": model if model and not Path(model).exists() else None, "revision": revision}
     parts = ["editforge", "erase", *(row.name for row in recipe.concepts)]
@@ -153,14 +153,18 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
     out.data(report.summary() if report else "not judged: the recipe's evaluate is null")
     out.data(f"pictures: {folder / 'evaluate' / 'grid.png'}" if report else "")
     out.data(f"package:  {folder / 'package'}")
-    verdict = report.verdict if report else {"status": "not judged", "passed": None}
-    body = {"output": str(folder), "package": str(folder / "package"), "verdict": dict(verdict)}
-    body["targets"] = {row.concept: row.target for row in result.targets.concepts}
-    body["rank"] = result.edit.exact_rank
-    out.json(body)
+    out.json(
+        {
+            "output": str(folder),
+            "package": str(folder / "package"),
+            "verdict": report.verdict.model_dump(mode="json") if report else None,
+            "targets": {row.concept: row.target for row in result.targets.concepts},
+            "rank": result.edit.exact_rank,
+        }
+    )
     if report is not None and report.passed is False:
-        out.say(f"the gate failed: {verdict['status']}. The package is marked as failed.")
-        out.hint(str(verdict.get("next") or f"editforge evaluate {shlex.quote(str(folder))}"))
+        out.say(f"the gate failed: {report.verdict.status}. The package is marked as failed.")
+        out.hint(report.verdict.next or f"editforge evaluate {shlex.quote(str(folder))}")
         return GATE_FAILED
     out.hint(f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{_slug(_names(recipe))}-erased")
     return DONE

@@ -42,9 +42,9 @@ def evaluate(
         report.save(output)
         out.data(f"report: {output}")
     out.data(report.summary())
-    out.json({"verdict": dict(report.verdict), "output": output and str(output)})
+    out.json({"verdict": report.verdict.model_dump(mode="json"), "output": output and str(output)})
     if report.passed is False:
-        out.hint(str(report.verdict.get("next") or "editforge erase --help"))
+        out.hint(str(report.verdict.next or "editforge erase --help"))
         return GATE_FAILED
     out.hint(f"editforge push {shlex.quote(place)} YOUR-NAME/REPO")
     return DONE

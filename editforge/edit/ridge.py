@@ -13,12 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editforge.artifacts.concepts import fold
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.checks import Limits, check_solution
+from editforge.edit.held import background_words, moment
+from editforge.edit.names import erased_names, preserved_names, provenance_rows
 from editforge.edit.vectors import Columns, NullRule, TokenRule
-from editforge.families.vocabulary import word_list
 from editforge.linalg import rank, solve
 from editforge.registry import register
 from editforge.stages import Context, EditInputs, EditOutput, StageConfig
@@ -50,6 +50,9 @@ class RidgeConfig(StageConfig):
     background_weight: float = Field(
         1.0, ge=0, description="Weight of each background word. Higher: less drift, weaker erasure."
     )
+    background_limit: int = Field(
+        200, ge=1, description="Longer lists are thinned to this many. Higher: slower, surer."
+    )
     null_vector: NullRule = Field("eot", description="What the empty target is.")
     values: Literal["replace", "tensor"] = Field(
         "replace", description="tensor subtracts the target's part along the concept (UCE 2023)."
@@ -67,18 +70,33 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     Raises:
         EditError: a check refuses the solve; RecipeError: a text the encoder cannot read.
     """
-    system = _system(inputs, config, context)
+    columns = {c.kind: _columns(c.kind, config, context) for c in inputs.concepts}
+    main, width = columns[inputs.concepts[0].kind], context.model.family.text_width
+    system = _system(inputs, columns, context)
     if inputs.earlier is not None:
         system = system.joined(inputs.earlier)
-    moment = _background(inputs, config, context, system)
+    main.read_all(system.preserve)
+    kept = [main.of(name) for name in system.preserve]
+    preserve = torch.cat([torch.zeros(width, 0, dtype=torch.float64), *kept], dim=1)
+    owners = [name for name, X in zip(system.preserve, kept, strict=True) for _ in range(X.shape[1])]
+    weight = config.preserve_weight
+    if weight == "inverse_count":
+        weight = max(0.1, 1 / max(len(system.preserve), 1))
+    held = None
+    if config.background is not None:
+        taken = [*system.preserve, *system.names]
+        words = background_words(inputs, config.background, config.background_limit, taken, context)
+        with context.bar(len(words), "encoding the background") as bar:
+            held = config.background_weight * moment(main, words, width, bar)
+    n, m = system.erased.shape[1], preserve.shape[1]
     solution = solve(
         system.erased,
-        system.preserve,
-        erase_weight=system.erase_weight,
-        preserve_weight=system.preserve_weight,
+        preserve,
+        erase_weight=torch.full((n,), config.erase_weight, dtype=torch.float64),
+        preserve_weight=torch.full((m,), float(weight), dtype=torch.float64),
         ridge=config.ridge,
         ridge_scale=config.ridge_scale,
-        moment=moment,
+        moment=held,
     )
     A = solution.A.float()  # one tensor, shared by all maps
     shift = system.target - system.erased
@@ -92,64 +110,20 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
             bar.update()
     checks = check_solution(
         solution,
-        (system.erased, system.target, system.preserve),
-        (system.erased_owner, system.preserve_owner),
+        (system.erased, system.target, preserve),
+        (system.erased_owner, owners),
         change,
         config.limits,
         context.say,
     )
-    names = [str(row["name"]) for row in system.rows]
     provenance = {
         "erased": list(system.rows),
-        "combined": "one concept" if len(names) == 1 else "joint",
-        "preserve": list(dict.fromkeys(system.preserve_owner)),
+        "combined": "one concept" if len(system.rows) == 1 else "joint",
+        "preserve": list(system.preserve),
         "checks": checks,
     }
     exact = rank(shift, solution.A)
     return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance), system)
-
-
-def _system(inputs: EditInputs, config: RidgeConfig, context: Context) -> System:
-    """Erased columns of every name, alias and neighbor marked `erase`; preserve columns of the rest."""
-    kinds = {concept.kind for concept in inputs.concepts}
-    columns = {kind: _columns(kind, config, context) for kind in sorted(kinds)}
-    erased, target, owners, rows = [], [], [], []
-    for concept in inputs.concepts:
-        goal = inputs.targets.of(concept.name).target
-        marked = inputs.neighbors.of(concept.name).having("erase")
-        texts = {fold(text): text for text in (*reversed(marked), *reversed(concept.names))}
-        columns[concept.kind].read_all([*texts.values(), goal])
-        for text in dict.fromkeys((*concept.names, *texts.values())):
-            C, T = columns[concept.kind].pair(text, goal)
-            erased.append(C)
-            target.append(T)
-            owners += [concept.name] * C.shape[1]
-        others = [text for text in texts.values() if text != concept.name]
-        rows.append(
-            {"name": concept.name, "aliases": others, "kind": concept.kind, "target": goal}
-        )
-    gone = {fold(text) for concept in inputs.concepts for text in concept.names}
-    names = [word for word in inputs.targets.preserved if fold(word) not in gone]
-    main = columns[inputs.concepts[0].kind]
-    main.read_all(names)
-    kept = [(name, main.of(name)) for name in names]
-    d = context.model.family.text_width
-    P = torch.cat([block for _, block in kept], 1) if kept else torch.zeros(d, 0)
-    weight = config.preserve_weight
-    if isinstance(weight, str):
-        weight = max(0.1, 1 / max(len(names), 1))
-    C = torch.cat(erased, dim=1)
-    return System(
-        erased=C,
-        target=torch.cat(target, dim=1),
-        preserve=P.double(),
-        erase_weight=torch.full((C.shape[1],), config.erase_weight, dtype=torch.float64),
-        preserve_weight=torch.full((P.shape[1],), weight, dtype=torch.float64),
-        erased_owner=tuple(owners),
-        preserve_owner=tuple(name for name, block in kept for _ in range(block.shape[1])),
-        rows=tuple(rows),
-        base_sha256=context.model.base_sha256,
-    )
 
 
 def _columns(kind: str, config: RidgeConfig, context: Context) -> Columns:
@@ -157,29 +131,26 @@ def _columns(kind: str, config: RidgeConfig, context: Context) -> Columns:
     return Columns(context.model, templates, config.tokens, config.null_vector)
 
 
-def _background(
-    inputs: EditInputs, config: RidgeConfig, context: Context, system: System
-) -> Tensor | None:
-    """Sum of w x x^T over the background words that are neither erased, preserved, nor too alike."""
-    if config.background is None or config.background_weight == 0:
-        return None
-    listed = {fold(word) for word in (*system.erased_owner, *system.preserve_owner)}
+def _system(inputs: EditInputs, columns: dict[str, Columns], context: Context) -> System:
+    """Erased and target columns of every name, alias and neighbor marked `erase`."""
+    erased, target, owners = [], [], []
     for concept in inputs.concepts:
-        near = inputs.neighbors.of(concept.name).words
-        listed |= {fold(word) for word in concept.names}
-        listed |= {fold(row.word) for row in near if row.reason or row.role == "erase"}
-    words = [w for w in word_list(context.model, config.background) if fold(w) not in listed]
-    columns = _columns(inputs.concepts[0].kind, config, context)
-    d = context.model.family.text_width
-    moment = torch.zeros(d, d, dtype=torch.float64)
-    with context.bar(len(words), "encoding the background") as bar:
-        for first in range(0, len(words), 256):
-            part = words[first : first + 256]
-            columns.read_all(part)
-            X = torch.cat([columns.of(word) for word in part], dim=1)
-            moment.addmm_(X, X.T, alpha=config.background_weight)
-            bar.update(len(part))
-    return moment
+        goal, names = inputs.targets.of(concept.name).target, erased_names(concept, inputs)
+        columns[concept.kind].read_all([*names, goal])
+        for name in names:
+            C, T = columns[concept.kind].pair(name, goal)
+            erased.append(C)
+            target.append(T)
+            owners += [concept.name] * C.shape[1]
+    return System(
+        erased=torch.cat(erased, dim=1),
+        target=torch.cat(target, dim=1),
+        erased_owner=tuple(owners),
+        preserve=tuple(preserved_names(inputs)),
+        rows=provenance_rows(inputs),
+        base_sha256=context.model.base_sha256,
+        method="ridge",
+    )
 
 
 def _values(weight: Tensor, system: System, values: str, shift: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """From names to columns: which text states are erased, what they become, which are held.
 
-A name is put into the family's templates for its kind; the token rule says which positions of each
-prompt become columns. The same rule and templates serve erased, target and preserve texts, so that
-column i of the targets is the state the denoiser would have read with the other word.
+A name is put into the templates of its kind; the token rule says which positions of each prompt become
+columns. The same rule and templates serve erased, target and preserve texts, so that a target column
+is the state the denoiser would have read with the other word.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from editforge.artifacts.concepts import with_article
 from editforge.errors import RecipeError
-from editforge.families.model import Model
+from editforge.families.model import TextModel
 
-TokenRule = Literal["subject", "subject_eot", "aligned", "all"]
+TokenRule = Literal["subject", "subject_eot", "aligned", "all", "phrase"]
 NullRule = Literal["bos", "eot", "pad_mean"]
 
 
@@ -29,13 +29,20 @@ class Columns:
         templates: with {n} for the name, {a} for the name with its article.
         tokens: `subject`, the name's last token; `subject_eot`, it and the end of text; `aligned`,
             from the last token to the window's end, cut to the shorter side; `all`, every position
-            behind begin of text (whose state is the same for every prompt).
+            behind begin of text (whose state is the same for every prompt); `phrase`, the last token,
+            the end of text and `pads` of the padding positions, evenly spaced.
         null_vector: what "nothing" is: the begin-of-text state, position 1 of the empty prompt
             (`eot`, it has read the whole prompt), or the mean of its padding states.
+        pads: padding positions of the rule `phrase`.
     """
 
     def __init__(
-        self, model: Model, templates: Sequence[str], tokens: TokenRule, null_vector: NullRule
+        self,
+        model: TextModel,
+        templates: Sequence[str],
+        tokens: TokenRule,
+        null_vector: NullRule = "eot",
+        pads: int = 4,
     ) -> None:
         if not templates or not all("{n}" in text or "{a}" in text for text in templates):
             raise RecipeError(
@@ -44,12 +51,19 @@ class Columns:
                 allowed="{n} the name, {a} the name with its article",
             )
         self._encoder, self._tokens, self._null = model.encoder, tokens, null_vector
-        self._templates = tuple(templates)
+        self._templates, self._pads = tuple(templates), pads
         self._states: dict[str, Tensor] = {}
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Of rule `phrase`: the columns of `of(name)` that are last tokens, ends, and paddings."""
+        step, count = 2 + self._pads, len(self._templates)
+        tails = [row * step + 2 + pad for row in range(count) for pad in range(self._pads)]
+        return [[row * step for row in range(count)], [row * step + 1 for row in range(count)], tails]
 
     def read_all(self, names: Sequence[str]) -> None:
         """Encode all prompts of `names` in large batches; later calls find them."""
-        prompts = [self._fill(text, name) for name in names if name for text in self._templates]
+        prompts = [self._fill(text, name) for name in names for text in self._templates]
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
         if not missing:
             return
@@ -58,6 +72,10 @@ class Columns:
             window = max(len(self._encoder.tokens(prompt)) for prompt in missing) + 2
         states = self._encoder.encode(missing, window=window)
         self._states |= dict(zip(missing, states, strict=True))
+
+    def forget(self) -> None:
+        """Drop the encoded prompts: memory back, time lost if they are asked for again."""
+        self._states.clear()
 
     def pair(self, name: str, target: str) -> tuple[Tensor, Tensor]:
         """Erased and target columns of one concept, (d, k) each.
@@ -69,13 +87,10 @@ class Columns:
         sides = []
         for text in self._templates:
             own = self._positions(text, name)
-            if target:
-                other = self._positions(text, target)
-            else:
-                other = [None] * len(own)
-            k = min(len(own), len(other))
-            erased = self._at(text, name, own)[:, -k:] if k < len(own) else self._at(text, name, own)
-            sides.append((erased, self._at(text, target, other[-k:])))
+            other = self._positions(text, target) if target else own
+            k = min(len(own), len(other))  # only `aligned` has sides of unequal length
+            goal = self._at(text, target, other[-k:]) if target else self._nothing(k)
+            sides.append((self._at(text, name, own[-k:]), goal))
         C = torch.cat([erased for erased, _ in sides], dim=1)
         T = torch.cat([goal for _, goal in sides], dim=1)
         if torch.equal(C, T):
@@ -86,31 +101,36 @@ class Columns:
         return C, T
 
     def of(self, name: str) -> Tensor:
-        """Columns (d, k) of one name."""
+        """Columns (d, k) of one name; of the empty prompt for the empty name."""
         self.read_all([name])
         parts = [self._at(text, name, self._positions(text, name)) for text in self._templates]
         return torch.cat(parts, dim=1)
 
     def _fill(self, text: str, name: str) -> str:
+        if not name:
+            return ""
         return text.replace("{a}", with_article(name)).replace("{n}", name)
 
-    def _positions(self, text: str, name: str) -> list[int | None]:
-        span = self._encoder.span(self._fill(text, name), name)
+    def _positions(self, text: str, name: str) -> list[int]:
+        last = end = 1
+        if name:
+            span = self._encoder.span(self._fill(text, name), name)
+            last, end = span.last, span.end
+        window = self._encoder.window
         if self._tokens == "subject":
-            return [span.last]
+            return [last]
         if self._tokens == "subject_eot":
-            return [span.last, span.end]
-        first = span.last if self._tokens == "aligned" else 1
-        return list(range(first, self._encoder.window))
+            return [last, end]
+        if self._tokens == "phrase":
+            first = min(end + 1, window - 1)
+            spaced = torch.linspace(first, window - 1, self._pads).long().tolist()
+            return [last, end, *spaced]
+        return list(range(last if self._tokens == "aligned" else 1, window))
 
-    def _at(self, text: str, name: str, positions: Sequence[int | None]) -> Tensor:
-        if not name:
-            return self._null_column().repeat(1, len(positions))
+    def _at(self, text: str, name: str, positions: Sequence[int]) -> Tensor:
         return self._states[self._fill(text, name)][list(positions)].T.double()
 
-    def _null_column(self) -> Tensor:
-        if "" not in self._states:
-            self._states[""] = self._encoder.encode([""])[0]
+    def _nothing(self, count: int) -> Tensor:
         empty = self._states[""].double()
         column = {"bos": empty[0], "eot": empty[1], "pad_mean": empty[2:].mean(dim=0)}[self._null]
-        return column[:, None]
+        return column[:, None].repeat(1, count)

@@ -13,12 +13,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from editforge.families.model import Model
+from editforge.families.model import TextModel
 
-_known: WeakKeyDictionary[Model, Tensor] = WeakKeyDictionary()
+_known: WeakKeyDictionary[TextModel, Tensor] = WeakKeyDictionary()
 
 
-def text_metric(model: Model) -> Tensor:
+def text_metric(model: TextModel) -> Tensor:
     """M (d, d), float32, of all text-consuming maps; computed once per opened model."""
     if model not in _known:
         width = model.family.text_width

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,25 @@ class Origin:
     revision: str | None = None
     license: str | None = None
     license_link: str | None = None
+
+
+class TextModel(Protocol):
+    """What the stages read of a model: on disk (`Model`) or in memory (`LiveModel`)."""
+
+    family: Family
+    label: str
+    revision: str | None
+    device: str
+
+    @property
+    def paths(self) -> list[str]: ...  # noqa: D102
+    @property
+    def encoder(self) -> TextEncoder: ...  # noqa: D102
+    @property
+    def base_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    def weight(self, path: str) -> Tensor: ...  # noqa: D102
 
 
 class Model:

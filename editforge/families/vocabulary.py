@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from editforge.errors import PackageError, RecipeError
-from editforge.families.model import Model
+from editforge.families.model import TextModel
 from editforge.disk import sha256_json
 from editforge.files import read_tensors, write_safetensors
 
@@ -29,7 +29,7 @@ class Vocabulary:
     vectors: Tensor
 
 
-def load_vocabulary(model: Model, source: str, progress: Any = None) -> Vocabulary:
+def load_vocabulary(model: TextModel, source: str, progress: Any = None) -> Vocabulary:
     """Encode a word list.
 
     Args:
@@ -60,7 +60,7 @@ def load_vocabulary(model: Model, source: str, progress: Any = None) -> Vocabula
     return Vocabulary(words, vectors)
 
 
-def word_list(model: Model, source: str) -> tuple[str, ...]:
+def word_list(model: TextModel, source: str) -> tuple[str, ...]:
     """The words of `source`, each once, in a fixed order, those that tokenize to something."""
     if source == "family" and model.family.words == "emoji":
         from editforge import emoji

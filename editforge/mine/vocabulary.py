@@ -10,13 +10,14 @@ Similarity is a cosine of centered states in the metric of the maps that will be
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
 from editforge.artifacts.concepts import Concept, fold, with_article
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.families.metric import text_metric
-from editforge.families.vocabulary import Vocabulary, load_vocabulary
+from editforge.families.vocabulary import load_vocabulary
 from editforge.registry import register
 from editforge.stages import Context, MineInputs, StageConfig
 
@@ -37,8 +38,11 @@ class VocabularyConfig(StageConfig):
     synonym_margin: float = Field(
         0.05, ge=0, description="Below the mean similarity of spelling variants. Higher: more synonyms."
     )
+    min_variant_similarity: float = Field(
+        0.6, description="Below it, spelling variants say nothing about synonyms: see skip_top."
+    )
     skip_top: int = Field(
-        3, ge=0, description="Nearest words skipped as synonyms where variants cannot tell."
+        3, ge=0, description="Nearest words that are no target where variants cannot tell."
     )
     blocklist: tuple[str, ...] = Field((), description="Words never chosen and never preserved.")
 
@@ -47,75 +51,116 @@ class VocabularyConfig(StageConfig):
 def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -> Neighbors:
     """Rank the word list around each concept; see the module for the rules.
 
+        s(v) = <c~, v~>_M / (|c~|_M |v~|_M)     similarity, x~ = x - mean of the list
+        d(v) = |v - c|_M / |c~|_M               displacement
+
     Raises:
         RecipeError: a concept that the text encoder cannot read whole.
     """
+    encoder = context.model.encoder
+    spellings = [[concept.name, *_variants(concept.name)] for concept in inputs.concepts]
+    for concept, texts in zip(inputs.concepts, spellings, strict=True):
+        for text in (*concept.names, *texts):
+            encoder.check(text)
     known = load_vocabulary(context.model, config.words, context.bar)
     metric = text_metric(context.model)
     mean = known.vectors.mean(dim=0)
-    centered = known.vectors - mean  # (V, d)
-    weighed = centered @ metric
-    norms = (weighed * centered).sum(dim=1).clamp(min=0).sqrt()  # (V,)
+    norms = _norms(known.vectors, mean, metric)  # (V,)
+    own = encoder.encode_words([text for texts in spellings for text in texts]) - mean
+    own = own.reshape(len(spellings), len(spellings[0]), -1)  # (concepts, variants, d)
+    centers = own[:, 0] @ metric
+    inner = known.vectors @ centers.T - centers @ mean  # (V, concepts), <v~, c~>_M
+    sizes = (centers * own[:, 0]).sum(dim=1).clamp(min=1e-30).sqrt()
+    similarity = inner / (norms[:, None] * sizes).clamp(min=1e-30)
+    displacement = (norms.square()[:, None] - 2 * inner + sizes**2).clamp(min=0).sqrt() / sizes
+    folded = [fold(word) for word in known.words]
     erased = {fold(name) for concept in inputs.concepts for name in concept.names}
+    curated = config.words == "family" and context.model.family.words is not None
     found = []
-    for concept in inputs.concepts:
-        texts = [concept.name, *_variants(concept.name)]
-        for text in (*concept.names, *texts):
-            context.model.encoder.check(text)
-        own = context.model.encoder.encode_words(texts) - mean
-        found.append(
-            _neighborhood(concept, own, known, metric, (centered, weighed, norms), erased, config)
-        )
+    with context.bar(len(inputs.concepts), "mining") as bar:
+        for index, concept in enumerate(inputs.concepts):
+            ceiling = None if curated else _synonym_ceiling(own[index], metric, config)
+            rank = _Ranking(concept, config, erased, curated, ceiling)
+            order = similarity[:, index].argsort(descending=True, stable=True).tolist()
+            near, far = similarity[:, index].tolist(), displacement[:, index].tolist()
+            for at in order:
+                if not rank.take(known.words[at], folded[at], near[at], far[at]):
+                    break
+            found.append(rank.result())
+            bar.update()
     return Neighbors(source=config.words, concepts=tuple(found))
 
 
-def _neighborhood(
-    concept: Concept,
-    own: Tensor,
-    known: Vocabulary,
-    metric: Tensor,
-    table: tuple[Tensor, Tensor, Tensor],
-    erased: set[str],
-    config: VocabularyConfig,
-) -> Neighborhood:
-    centered, weighed, norms = table
-    center = own[0]
-    size = float((center @ metric @ center).clamp(min=1e-30).sqrt())
-    similarity = (weighed @ center) / (norms * size).clamp(min=1e-30)
-    squares = norms.square() - 2 * (weighed @ center) + size**2
-    displacement = squares.clamp(min=0).sqrt() / size
-    ceiling = _synonym_ceiling(own, metric, config.synonym_margin)
-    aliases = {fold(name) for name in concept.aliases}
-    blocked = {fold(word) for word in config.blocklist}
-    counts: dict[str, int] = {}
-    rows: list[Neighbor] = []
-    candidates = kept = skipped = 0
-    for index in similarity.argsort(descending=True, stable=True).tolist():
-        word = known.words[index]
-        near, far = float(similarity[index]), float(displacement[index])
-        role, reason = "ignore", _same_words(word, concept.name)
-        if fold(word) in aliases:
-            role, reason = "erase", "alias"
-        elif fold(word) in erased and not reason:
-            reason = "erased too"
-        elif fold(word) in blocked:
-            reason = "blocklist"
-        elif not reason and (near > ceiling if ceiling else skipped < config.skip_top):
-            skipped += 1
-            reason = "means the same" if ceiling else "among the nearest, perhaps a synonym"
+class _Ranking:
+    """The rules for one concept, applied to words from the nearest outwards."""
+
+    def __init__(
+        self,
+        concept: Concept,
+        config: VocabularyConfig,
+        erased: set[str],
+        curated: bool,
+        ceiling: float | None,
+    ) -> None:
+        self._concept, self._config, self._erased = concept, config, erased
+        self._curated, self._ceiling = curated, ceiling
+        self._aliases = {fold(name) for name in concept.aliases}
+        self._blocked = {fold(word) for word in config.blocklist}
+        self._counts: dict[str, int] = {}
+        self._rows: list[Neighbor] = []
+        self._candidates = self._kept = self._skipped = 0
+
+    def take(self, word: str, folded: str, near: float, far: float) -> bool:
+        """Judge the next word; False once there are enough candidates."""
+        reason = self._by_words(word, folded)
+        role, candidate = "erase" if reason == "alias" else "ignore", False
+        if not reason:
+            doubtful = self._means_the_same(near)
+            if doubtful and not self._curated:
+                reason = doubtful
+            else:
+                # a curated list has one name a thing: a look-alike is kept, and is no target
+                candidate = not doubtful and far >= self._config.min_displacement
+                role = "preserve" if self._kept < self._config.num_preserve else "ignore"
+        self._kept += role == "preserve"
+        self._candidates += candidate
         if reason:
-            counts[reason] = counts.get(reason, 0) + 1
-            if len(rows) < 2 * config.k_closest:
-                rows.append(_row(word, role, False, near, far, reason))
-            continue
-        candidate = far >= config.min_displacement
-        role = "preserve" if kept < config.num_preserve else "ignore"
-        rows.append(_row(word, role, candidate, near, far, ""))
-        kept += role == "preserve"
-        candidates += candidate
-        if candidates == config.k_closest:
-            break
-    return Neighborhood(concept=concept.name, passed_over=counts, words=tuple(rows))
+            self._counts[reason] = self._counts.get(reason, 0) + 1
+        if len(self._rows) < 3 * self._config.k_closest:
+            self._rows.append(_row(word, role, candidate, near, far, reason))
+        return self._candidates < self._config.k_closest
+
+    def result(self) -> Neighborhood:
+        return Neighborhood(
+            concept=self._concept.name, passed_over=self._counts, words=tuple(self._rows)
+        )
+
+    def _by_words(self, word: str, folded: str) -> str:
+        if folded in self._aliases:
+            return "alias"
+        same = _same_words(word, self._concept.name)
+        if same:
+            return same
+        if folded in self._erased:
+            return "erased too"
+        return "blocklist" if folded in self._blocked else ""
+
+    def _means_the_same(self, near: float) -> str:
+        if self._ceiling is not None:
+            return "means the same" if near > self._ceiling else ""
+        if self._skipped < self._config.skip_top:
+            self._skipped += 1
+            return "among the nearest, perhaps the same"
+        return ""
+
+
+def _norms(vectors: Tensor, mean: Tensor, metric: Tensor) -> Tensor:
+    """|v - mean|_M of each row, in pieces: the (V, d) table is never copied whole."""
+    parts = []
+    for piece in vectors.split(4096):
+        x = piece - mean
+        parts.append(((x @ metric) * x).sum(dim=1).clamp(min=0).sqrt())
+    return torch.cat(parts)
 
 
 def _row(word: str, role: str, candidate: bool, near: float, far: float, reason: str) -> Neighbor:
@@ -137,13 +182,16 @@ def _variants(name: str) -> list[str]:
     return [with_article(name), f"the {name}", plural]
 
 
-def _synonym_ceiling(own: Tensor, metric: Tensor, margin: float) -> float | None:
-    """Mean similarity of the concept with its variants, less the margin; None if they say nothing."""
+def _synonym_ceiling(own: Tensor, metric: Tensor, config: VocabularyConfig) -> float | None:
+    """Mean similarity of the concept with its variants, less the margin.
+
+    None if the encoder does not even place variants near each other: they then say nothing.
+    """
     weighed = own @ metric
     norms = (weighed * own).sum(dim=1).clamp(min=1e-30).sqrt()
     similarities = (weighed[0] @ own[1:].T) / (norms[0] * norms[1:])
-    mean = float(similarities.mean()) - margin
-    return mean if mean > 0 else None
+    mean = float(similarities.mean())
+    return mean - config.synonym_margin if mean >= config.min_variant_similarity else None
 
 
 def _same_words(word: str, name: str) -> str:

@@ -50,12 +50,19 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
         EditError: no candidate is left, with the counts of what was passed over.
     """
     known = load_vocabulary(context.model, inputs.neighbors.source, context.bar)
+    centers = context.model.encoder.encode_words([c.name for c in inputs.concepts]).double()
+    position = {word: index for index, word in enumerate(known.words)}
+    mean = known.vectors.mean(dim=0)
+    problems = [
+        _Problem(center, inputs.neighbors.of(concept.name), known, position, mean, config)
+        for center, concept in zip(centers, inputs.concepts, strict=True)
+    ]
+    # leak of every word for every concept: one product, (V, concepts); ranks words, so float32 will do
+    leaks = known.vectors @ torch.stack([problem.direction for problem in problems]).T.float()
     chosen = []
-    with context.bar(len(inputs.concepts), "choosing targets") as bar:
-        for concept in inputs.concepts:
-            center = context.model.encoder.encode_words([concept.name])[0]
-            near = inputs.neighbors.of(concept.name)
-            ranked = _rank(center, near, known, config)
+    with context.bar(len(problems), "choosing targets") as bar:
+        for index, (concept, problem) in enumerate(zip(inputs.concepts, problems, strict=True)):
+            ranked = problem.ranked(leaks[:, index])
             best = ranked[0]
             reason = (
                 f"least predicted damage of {len(ranked)} candidates; "
@@ -69,55 +76,69 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
     return Targets(concepts=tuple(chosen), preserve=preserve_list(inputs, chosen))
 
 
-def _rank(
-    center: Tensor, near: Neighborhood, known: Vocabulary, config: AdaptiveConfig
-) -> list[Candidate]:
-    position = {word: index for index, word in enumerate(known.words)}
-    rows = [row for row in near.words if row.candidate and row.word in position]
-    if not rows:
-        counts = ", ".join(f"{count} {why}" for why, count in near.passed_over.items())
-        raise EditError(
-            f"no target is left for {near.concept!r}",
-            got=counts or "an empty word list",
-            allowed="a word of the list that is neither the concept nor a synonym",
-            next="name one (--target TEXT), or give a longer list (--set mine.words=FILE)",
-        )
-    U, c = known.vectors, center.double()
-    kept = [position[word] for word in near.having("preserve") if word in position]
-    held = torch.cat([U[kept], U.mean(dim=0, keepdim=True)]).double() * config.preserve_weight**0.5
-    inverse = _Inverse(torch.cat([c[None], held]).T, config.ridge * float(c @ c))
-    leaks = U @ inverse.of(c[:, None])[:, 0].to(U.dtype)  # (V,), only ranks words: float32 will do
-    same = {fold(row.word) for row in near.words if row.role == "erase" or row.reason}
-    order = leaks.abs().argsort(descending=True, stable=True).tolist()
-    same.add(fold(near.concept))
-    affected: list[int] = []
-    for index in order:
-        if fold(known.words[index]) not in same:
-            affected.append(index)
-        if len(affected) > config.num_affected:
-            break
-    at = [position[row.word] for row in rows]
-    candidates, words = U[at].double(), U[affected].double()  # (k, d), (<= num_affected + 1, d)
-    solved = inverse.of(candidates.T)  # G_0^-1 v, (d, k)
-    own = (candidates * solved.T).sum(dim=1)  # v^T G_0^-1 v
-    leak_v, leak_u = solved.T @ c, inverse.of(words.T).T @ c
-    weight = config.preserve_weight
-    shared = leak_v / (1 + weight * own)
-    moved = (leak_u[None] - weight * shared[:, None] * (solved.T @ words.T)).square()
-    ranked = []
-    for index, row in enumerate(rows):
-        others = [j for j, word in enumerate(affected) if word != at[index]][: config.num_affected]
-        damage = float(moved[index, others].mean()) if others else 0.0
-        ranked.append(
-            Candidate(
-                word=row.word,
-                score=_digits(row.displacement**2 * damage),
-                similarity=row.similarity,
-                displacement=row.displacement,
-                leak=_digits(float(leak_v[index])),
+class _Problem:
+    """One concept's candidates and the inverse that predicts what choosing each would do."""
+
+    def __init__(
+        self,
+        center: Tensor,
+        near: Neighborhood,
+        known: Vocabulary,
+        position: dict[str, int],
+        mean: Tensor,
+        config: AdaptiveConfig,
+    ) -> None:
+        self._near, self._known, self._position, self._config = near, known, position, config
+        self._center = center
+        self._rows = [row for row in near.words if row.candidate and row.word in position]
+        if not self._rows:
+            counts = ", ".join(f"{count} {why}" for why, count in near.passed_over.items())
+            raise EditError(
+                f"no target is left for {near.concept!r}",
+                got=counts or "an empty word list",
+                allowed="a word of the list that is neither the concept nor a synonym",
+                next="name one (--target TEXT), or give a longer list (--set mine.words=FILE)",
             )
-        )
-    return sorted(ranked, key=lambda item: (item.score, -abs(item.leak), item.word))
+        kept = [position[word] for word in near.having("preserve") if word in position]
+        held = torch.cat([known.vectors[kept], mean[None]]).double() * config.preserve_weight**0.5
+        Y = torch.cat([center[None], held]).T
+        self._inverse = _Inverse(Y, config.ridge * float(center @ center))
+        self.direction = self._inverse.of(center[:, None])[:, 0]  # G_0^-1 c
+
+    def ranked(self, leaks: Tensor) -> list[Candidate]:
+        """The candidates, best first, from the leak of every word."""
+        U, c, rows, position = self._known.vectors, self._center, self._rows, self._position
+        affected = self._affected(leaks)
+        at = [position[row.word] for row in rows]
+        candidates, words = U[at].double(), U[affected].double()  # (k, d), (<= num_affected + 1, d)
+        solved = self._inverse.of(candidates.T)  # G_0^-1 v, (d, k)
+        own = (candidates * solved.T).sum(dim=1)  # v^T G_0^-1 v
+        leak_v, leak_u = solved.T @ c, self._inverse.of(words.T).T @ c
+        weight = self._config.preserve_weight
+        shared = leak_v / (1 + weight * own)
+        moved = (leak_u[None] - weight * shared[:, None] * (solved.T @ words.T)).square()
+        ranked = []
+        for index, row in enumerate(rows):
+            others = [j for j, word in enumerate(affected) if word != at[index]][: self._config.num_affected]
+            damage = float(moved[index, others].mean()) if others else 0.0
+            ranked.append(
+                Candidate(
+                    word=row.word,
+                    score=_digits(row.displacement**2 * damage),
+                    similarity=row.similarity,
+                    displacement=row.displacement,
+                    leak=_digits(float(leak_v[index])),
+                )
+            )
+        return sorted(ranked, key=lambda item: (item.score, -abs(item.leak), item.word))
+
+    def _affected(self, leaks: Tensor) -> list[int]:
+        """The words that leak most, without the concept and what was passed over; one to spare."""
+        out = {fold(row.word) for row in self._near.words if row.role == "erase" or row.reason}
+        out.add(fold(self._near.concept))
+        wanted = self._config.num_affected + 1
+        order = leaks.abs().topk(min(len(leaks), wanted + len(out))).indices.tolist()
+        return [at for at in order if fold(self._known.words[at]) not in out][:wanted]
 
 
 class _Inverse:

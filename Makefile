@@ -1,0 +1,58 @@
+# EditForge. `make erase CONCEPT=violin` and `make test` work on a bare clone.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+CONCEPT ?= violin
+OUTPUT ?= runs/$(shell echo "$(CONCEPT)" | tr 'A-Z ' 'a-z-')
+BIN := .venv/bin
+# One thread per test process: two processes with two threads each fight over two cores.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help erase test test-slow style quality speed benchmark card-preview sizes docs-check clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+erase: .venv/.installed  ## erase CONCEPT=violin from the embedded model
+	$(BIN)/editforge erase "$(CONCEPT)" --output "$(OUTPUT)"
+
+test: .venv/.installed  ## the test suite, minutes
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: .venv/.installed  ## everything, including the slow suites
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+style: .venv/.installed  ## format and fix
+	$(BIN)/ruff check --fix editforge tests benchmarks
+	$(BIN)/ruff format editforge tests benchmarks
+
+quality: .venv/.installed  ## lint, format and type checks
+	$(BIN)/ruff check editforge tests benchmarks
+	$(BIN)/ruff format --check editforge tests benchmarks
+	$(BIN)/mypy
+
+speed: .venv/.installed  ## time each part against its floor: docs/performance.md
+	$(BIN)/python benchmarks/speed.py
+
+benchmark: .venv/.installed  ## the DEV table of the README: benchmarks/dev_table.py
+	$(BIN)/python benchmarks/dev_table.py
+
+card-preview: .venv/.installed  ## print the card of OUTPUT
+	@cat "$(OUTPUT)/package/lora/README.md"
+
+docs-check: .venv/.installed  ## every command and recipe in the documentation
+	$(TEST_ENV) $(BIN)/python -m pytest -q tests/test_docs.py
+
+sizes:  ## modules over 250 lines
+	@git ls-files 'editforge/*.py' | xargs wc -l | awk '$$1 > 250 && $$2 != "total"' | sort -rn
+
+clean:  ## remove what make made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,127 @@
+"""`make benchmark`: the gate on every DEV concept of the embedded model, as a Markdown table.
+
+Each concept is erased alone, by name only, with the recipe's own choice of target and preserve list,
+and judged by the `gate` tier. Never run it on TEST concepts to choose anything.
+
+    python benchmarks/dev_table.py                                  # the default recipe
+    python benchmarks/dev_table.py --method uce --set target.text=
+    python benchmarks/dev_table.py --nearest                        # target: the nearest candidate
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from editforge import emoji
+from editforge.artifacts.concepts import Concept
+from editforge.cli.output import quiet_libraries
+from editforge.evaluate.gate import evaluate_gate
+from editforge.families.config import ModelConfig
+from editforge.families.open import open_model
+from editforge.recipe import resolve
+from editforge.run import choose, edit, mine
+from editforge.stages import Context
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--method", default="default")
+    parser.add_argument("--preset")
+    parser.add_argument("--set", action="append", default=[], dest="sets")
+    parser.add_argument("--nearest", action="store_true", help="take the nearest candidate")
+    parser.add_argument("--concepts", nargs="*", help="fewer than the twelve")
+    parser.add_argument("--images", type=Path, default=Path("runs/.dev-images"))
+    parser.add_argument("--json", type=Path, help="also write the numbers here")
+    args = parser.parse_args()
+    quiet_libraries()
+    concepts = args.concepts or list(emoji.manifest().splits["dev"])
+    rows = []
+    with open_model(ModelConfig()) as model:
+        pipe = model.pipeline()
+        for name in concepts:
+            recipe = resolve(
+                args.method, {"concepts": [{"name": name}]}, args.sets, preset=args.preset
+            )
+            context = Context(model)
+            neighbors = mine(recipe, context)
+            if args.nearest:
+                near = next(row.word for row in neighbors.of(name).words if row.candidate)
+                fixed = {"concepts": [{"name": name}], "target": {"use": "fixed", "text": near}}
+                recipe = resolve(args.method, fixed, args.sets, preset=args.preset)
+            targets = choose(recipe, neighbors, context)
+            start = time.perf_counter()
+            found = edit(recipe, targets, neighbors, context).edit.scaled(recipe.strength)
+            seconds = time.perf_counter() - start
+            becomes = targets.of(name).target
+            report = evaluate_gate(
+                pipe,
+                found,
+                (Concept(name=name),),
+                family_name="emoji",
+                targets={name: becomes},
+                seed=recipe.seed,
+                progress=False,
+                workdir=args.images,
+            )
+            row = {"concept": name, "target": becomes, "rank": found.exact_rank}
+            row |= {"seconds": seconds, "status": report.verdict.status}
+            for key in ("presence_name", "presence_alias"):
+                pair = report.metrics[key]
+                row[key] = pair["edited"].model_dump(by_alias=True)
+                row[f"{key}_base"] = pair["base"].value
+            for key in ("retention_near", "retention_far"):
+                row[key] = report.metrics[key].model_dump(by_alias=True)
+            rows.append(row)
+            print(line(row), file=sys.stderr, flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
+    print(table(rows))
+
+
+def table(rows: list[dict]) -> str:
+    head = [
+        "| erased | becomes | name drawn (base) | aliases drawn (base) | near kept | far kept "
+        "| verdict |",
+        "|---" * 7 + "|",
+    ]
+    erased = sum(row["presence_name"]["value"] <= 0.1 for row in rows)
+    kept = sum(row["retention_near"]["value"] >= 0.8 for row in rows)
+    both = sum(
+        row["presence_name"]["value"] <= 0.1 and row["retention_near"]["value"] >= 0.8 for row in rows
+    )
+    passed = sum(row["status"] == "erased" for row in rows)
+
+    def average(key: str) -> str:
+        values = [row[key]["value"] if isinstance(row[key], dict) else row[key] for row in rows]
+        return f"{sum(values) / len(values):.3f}"
+
+    tail = (
+        f"| **mean** | | {average('presence_name')} ({average('presence_name_base')}) "
+        f"| {average('presence_alias')} ({average('presence_alias_base')}) "
+        f"| {average('retention_near')} | {average('retention_far')} | {passed} of {len(rows)} pass |"
+    )
+    note = (
+        f"\nName at most 0.1: {erased} of {len(rows)}; near kept at least 0.8: {kept}; both: {both}."
+    )
+    return "\n".join([*head, *(line(row) for row in rows), tail, note])
+
+
+def line(row: dict) -> str:
+    def cell(key: str) -> str:
+        value = row[key]
+        return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+    return (
+        f"| {row['concept']} | {row['target']} | {cell('presence_name')} "
+        f"({row['presence_name_base']:.2f}) | {cell('presence_alias')} "
+        f"({row['presence_alias_base']:.2f}) | {cell('retention_near')} | {cell('retention_far')} "
+        f"| {row['status']} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Move the concept's mean state exactly to its target's, with the least drift of everything else.
+
+A prompt does not carry a concept in one state: the name's last token, the end of text and every
+padding position behind it hold some of it, and each depends on the words around. A ridge solve that
+maps one such state to one target leaves the others, and one that maps them all has the rank of all of
+them. Here the states of one concept form three groups (last token, end, padding) over several
+templates; each group is moved by one vector, from its mean to the target's mean. What the words around
+add to a state stays in it. The rank is three per name, whatever the number of templates, and exact.
+
+The factor A is the minimum-variance solution with a linear constraint (Capon's beamformer): among all
+A that answer the concept's means with one, the one that answers everything held the least.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from editforge.artifacts.system import System
+from editforge.artifacts.weight_edit import LowRank, WeightEdit
+from editforge.edit.checks import Limits, check_solution
+from editforge.edit.held import background_words, moment
+from editforge.edit.names import erased_names, preserved_names, provenance_rows
+from editforge.edit.vectors import Columns
+from editforge.linalg import constrained, rank
+from editforge.registry import register
+from editforge.stages import Context, EditInputs, EditOutput, StageConfig
+
+
+class MeanShiftConfig(StageConfig):
+    """Options of `edit: mean-shift`."""
+
+    templates: tuple[str, ...] | None = Field(
+        None, description="With {n} or {a}; null: the family's for the kind. More: surer erasure."
+    )
+    pads: int = Field(4, ge=1, description="Padding positions read per prompt. More: slower.")
+    reach: float = Field(
+        1.0, gt=0, description="How far towards the target; over 1 goes past it. Higher: stronger."
+    )
+    preserve_weight: float = Field(1.0, ge=0, description="Higher: named preserves drift less.")
+    background: str | None = Field(
+        "family", description="Word list held as a whole: family, tokenizer, a file; null: none."
+    )
+    background_weight: float = Field(1.0, ge=0, description="Higher: other words drift less.")
+    background_limit: int = Field(
+        200, ge=1, description="Longer lists are thinned to this many. Higher: slower, surer."
+    )
+    ridge: float = Field(
+        6.5e-4, gt=0, description="Relative to the mean squared norm. Higher: smaller factors."
+    )
+    limits: Limits = Field(Limits(), description="When a solve warns, and when it refuses.")
+
+
+@register("edit", "mean-shift")
+def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) -> EditOutput:
+    """Solve all concepts jointly.
+
+        M = mean states (d, k) of the groups of all erased names; S = their targets' means
+        G = lam I + sum over held and erased names of w * mean of x x^T
+        A = (M^T G^-1 M)^-1 M^T G^-1,   A M = I          the least sum of w |A x|^2 that does it
+        W'_l = W_l + W_l (reach (S - M)) A
+
+    Guarantee: the mean state of each group goes exactly to its target (reach 1); the rank is the
+    number of groups, three per erased name; what is orthogonal to G^-1 M does not move.
+
+    Raises:
+        EditError: a check refuses, or two erased names are one to the encoder.
+    """
+    model, width = context.model, context.model.family.text_width
+    kinds = {concept.kind: _columns(concept.kind, config, context) for concept in inputs.concepts}
+    means, goals, owners = [], [], []
+    scatter = torch.zeros(width, width, dtype=torch.float64)
+    for concept in inputs.concepts:
+        columns, goal = kinds[concept.kind], inputs.targets.of(concept.name).target
+        names = erased_names(concept, inputs)
+        columns.read_all([*names, goal])
+        aim = _group_means(columns, columns.of(goal))
+        for name in names:
+            X = columns.of(name)
+            means.append(_group_means(columns, X))
+            goals.append(aim)
+            owners += [concept.name] * 3
+            scatter.addmm_(X, X.T, alpha=1 / X.shape[1])
+        columns.forget()
+    system = System(
+        erased=torch.cat(means, dim=1),
+        target=torch.cat(goals, dim=1),
+        scatter=scatter,
+        erased_owner=tuple(owners),
+        preserve=tuple(preserved_names(inputs)),
+        rows=provenance_rows(inputs),
+        base_sha256=model.base_sha256,
+        method="mean-shift",
+    )
+    if inputs.earlier is not None:
+        system = system.joined(inputs.earlier)
+    columns = _columns(inputs.concepts[0].kind, config, context)
+    taken = [*system.preserve, *system.names]
+    words = background_words(
+        inputs, config.background, config.background_limit, taken, context
+    )
+    with context.bar(len(words) + len(system.preserve), "encoding what is held") as bar:
+        G = config.preserve_weight * moment(columns, system.preserve, width, bar)
+        G += config.background_weight * moment(columns, words, width, bar)
+    if system.scatter is not None:
+        G += system.scatter
+    solution = constrained(system.erased, G, ridge=config.ridge)
+    shift = config.reach * (system.target - system.erased)
+    A = solution.A.float()  # one tensor, shared by all maps
+    factors, change = {}, 0.0
+    with context.bar(len(model.paths), "solving") as bar:
+        for path in model.paths:
+            weight = model.weight(path).double()
+            B = weight @ shift
+            factors[path] = LowRank(B.float(), A)
+            moved = ((B.T @ B) * (solution.A @ solution.A.T)).sum().clamp(min=0).sqrt()
+            change = max(change, float(moved / weight.norm().clamp(min=1e-30)))
+            bar.update()
+    columns.read_all(system.preserve)
+    held = [columns.of(name).mean(dim=1, keepdim=True) for name in system.preserve]
+    vectors = (
+        system.erased,
+        system.erased + shift,
+        torch.cat(held, dim=1) if held else torch.zeros(width, 0, dtype=torch.float64),
+    )
+    checks = check_solution(
+        solution, vectors, (system.erased_owner, system.preserve), change, config.limits, context.say
+    )
+    provenance = {
+        "erased": list(system.rows),
+        "combined": "one concept" if len(system.rows) == 1 else "joint",
+        "preserve": list(system.preserve),
+        "checks": checks,
+    }
+    exact = rank(shift, solution.A)
+    return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance), system)
+
+
+def _columns(kind: str, config: MeanShiftConfig, context: Context) -> Columns:
+    templates = config.templates or context.model.family.templates.get(kind, ("{n}",))
+    return Columns(context.model, templates, "phrase", pads=config.pads)
+
+
+def _group_means(columns: Columns, X: Tensor) -> Tensor:
+    """(d, 3): the mean of each group of one name's columns."""
+    return torch.stack([X[:, group].mean(dim=1) for group in columns.groups], dim=1)
