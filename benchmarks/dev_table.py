@@ -71,10 +71,10 @@ def main() -> None:
             row |= {"seconds": seconds, "status": report.verdict.status}
             for key in ("presence_name", "presence_alias"):
                 pair = report.metrics[key]
-                row[key] = pair["edited"].model_dump(by_alias=True)
+                row[key] = pair["edited"].model_dump()
                 row[f"{key}_base"] = pair["base"].value
             for key in ("retention_near", "retention_far"):
-                row[key] = report.metrics[key].model_dump(by_alias=True)
+                row[key] = report.metrics[key].model_dump()
             rows.append(row)
             print(line(row), file=sys.stderr, flush=True)
     if args.json:
@@ -113,7 +113,7 @@ def table(rows: list[dict]) -> str:
 def line(row: dict) -> str:
     def cell(key: str) -> str:
         value = row[key]
-        return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+        return f"{value['value']:.2f} [{value['lo']:.2f}, {value['hi']:.2f}]"
 
     return (
         f"| {row['concept']} | {row['target']} | {cell('presence_name')} "

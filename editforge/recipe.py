@@ -47,7 +47,8 @@ def _stage(stage: str) -> BeforeValidator:
         if not isinstance(value, Mapping) or not isinstance(value.get("use"), str):
             known = ", ".join(registry.names(stage))
             raise ValueError(f"a stage is a mapping with `use`, one of {known}")
-        return registry.get(stage, value["use"]).config.model_validate(dict(value))
+        config: type[StageConfig] = registry.get(stage, value["use"]).config
+        return config.model_validate(dict(value))
 
     return BeforeValidator(validate)
 
@@ -197,8 +198,9 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        if both and value.get("use", old.get("use")) == old.get("use"):
+        if not (isinstance(old, Mapping) and isinstance(value, Mapping)):
+            result[key] = value
+        elif value.get("use", old.get("use")) == old.get("use"):
             result[key] = _merge(old, value)
         else:
             result[key] = value

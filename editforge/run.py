@@ -18,6 +18,7 @@ from editforge.artifacts.report import Report
 from editforge.artifacts.system import System
 from editforge.artifacts.targets import Targets
 from editforge.artifacts.weight_edit import WeightEdit
+from editforge.families.model import Model
 from editforge.families.open import open_model
 from editforge.disk import dump_yaml, sha256_file, sha256_json
 from editforge.recipe import Recipe
@@ -79,6 +80,7 @@ def align(
 
 
 def gate(
+    model: Model,
     context: Context,
     final: WeightEdit,
     concepts: Sequence[Concept],
@@ -91,9 +93,9 @@ def gate(
     """
     from editforge.evaluate.gate import evaluate_gate
 
-    family = context.model.family
+    family = model.family
     return evaluate_gate(
-        context.model.pipeline(),
+        model.pipeline(),
         final,
         concepts,
         family_name=family.name,
@@ -144,15 +146,18 @@ def execute(
         open_model(recipe.model) as model,
     ):
         context = Context(model, recipe.seed, progress, None, say)
-        plan = _Plan(recipe, space, context, command)
+        plan = _Plan(recipe, space, model, context, command)
         return plan.run(until)
 
 
 class _Plan:
     """One recipe on one model in one folder: which stage reads what."""
 
-    def __init__(self, recipe: Recipe, space: Workspace, context: Context, command: str) -> None:
-        self._recipe, self._space, self._context, self._command = recipe, space, context, command
+    def __init__(
+        self, recipe: Recipe, space: Workspace, model: Model, context: Context, command: str
+    ) -> None:
+        self._recipe, self._space, self._model = recipe, space, model
+        self._context, self._command = context, command
 
     def run(self, until: str | None) -> Result:
         recipe = self._recipe
@@ -252,6 +257,7 @@ class _Plan:
         assert self._recipe.evaluate is not None
         becomes = {row.concept: row.target for row in targets.concepts}
         gate(
+            self._model,
             context,
             final,
             self._recipe.concepts,
@@ -266,10 +272,10 @@ class _Plan:
         from editforge.package.build import build_package
 
         build_package(
-            context.model,
+            self._model,
             final,
             evaluation=judged,
-            recipe_text=dump_yaml(public_recipe(self._recipe, context.model.label)),
+            recipe_text=dump_yaml(public_recipe(self._recipe, self._model.label)),
             command=self._command,
             output=out,
             exports=self._recipe.package.export,

@@ -62,7 +62,7 @@ def evaluate_saved(
             )
         context = Context(base, int(facts.get("seed", 0)), progress, None, say)
         kept = list(facts.get("preserve", []))
-        return gate(context, edit.scaled(strength), concepts, targets, kept, judge)
+        return gate(base, context, edit.scaled(strength), concepts, targets, kept, judge)
 
 
 def repackage(

@@ -121,7 +121,8 @@ class System:
                 raise KeyError("schema")
             for key in ("erased_owner", "preserve", "rows"):
                 body[key] = tuple(body[key])
-            system = cls(**{name: tensor.double() for name, tensor in tensors.items()}, **body)
+            columns: dict[str, Any] = {name: value.double() for name, value in tensors.items()}
+            system = cls(**columns, **body)
             shapes = system.erased.shape, system.target.shape
             if shapes[0] != shapes[1] or shapes[0][1] != len(system.erased_owner):
                 raise ValueError(f"columns {shapes}, owners {len(system.erased_owner)}")

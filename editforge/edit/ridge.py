@@ -70,7 +70,7 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     Raises:
         EditError: a check refuses the solve; RecipeError: a text the encoder cannot read.
     """
-    columns = {c.kind: _columns(c.kind, config, context) for c in inputs.concepts}
+    columns = {str(c.kind): _columns(c.kind, config, context) for c in inputs.concepts}
     main, width = columns[inputs.concepts[0].kind], context.model.family.text_width
     system = _system(inputs, columns, context)
     if inputs.earlier is not None:
@@ -79,9 +79,9 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     kept = [main.of(name) for name in system.preserve]
     preserve = torch.cat([torch.zeros(width, 0, dtype=torch.float64), *kept], dim=1)
     owners = [name for name, X in zip(system.preserve, kept, strict=True) for _ in range(X.shape[1])]
-    weight = config.preserve_weight
-    if weight == "inverse_count":
-        weight = max(0.1, 1 / max(len(system.preserve), 1))
+    hold = config.preserve_weight
+    if hold == "inverse_count":
+        hold = max(0.1, 1 / max(len(system.preserve), 1))
     held = None
     if config.background is not None:
         taken = [*system.preserve, *system.names]
@@ -93,7 +93,7 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
         system.erased,
         preserve,
         erase_weight=torch.full((n,), config.erase_weight, dtype=torch.float64),
-        preserve_weight=torch.full((m,), float(weight), dtype=torch.float64),
+        preserve_weight=torch.full((m,), float(hold), dtype=torch.float64),
         ridge=config.ridge,
         ridge_scale=config.ridge_scale,
         moment=held,

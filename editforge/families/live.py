@@ -38,7 +38,8 @@ class LiveModel:
         self.modules = {g: [f"{self.family.denoiser}.{p}" for p in ps] for g, ps in found.items()}
         self.encoder = TextEncoder(pipe, self.family)
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))
-        self.label, self.revision, self.device = "a pipeline in memory", None, str(pipe.device)
+        self.label, self.device = "a pipeline in memory", str(pipe.device)
+        self.revision: str | None = None
         self.base_sha256 = self.digest = self._hash()
 
     @property
