@@ -109,7 +109,7 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
     from editforge.disk import sha256_json
     from editforge.families.metric import text_metric
     from editforge.families.model import Model, Origin
-    from editforge.families.vocabulary import _cache_folder, load_vocabulary
+    from editforge.families.vocabulary import cache_folder, load_vocabulary
     from editforge.files import write_safetensors
     from editforge.linalg import solve
     from editforge.package.lora import write_lora
@@ -131,7 +131,7 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
     vectors = torch.randn(CANDIDATES, width)  # 50,000 words would take minutes to encode here
     kept = tuple(word for word in words if len(model.encoder.tokens(word)) <= 75)
     write_safetensors(
-        _cache_folder() / f"{sha256_json([model.digest, kept])}.safetensors", {"vectors": vectors}, {}
+        cache_folder() / f"{sha256_json([model.digest, kept])}.safetensors", {"vectors": vectors}, {}
     )
     del vectors
     context = Context(model)

@@ -1,11 +1,14 @@
 """What is held besides the named preserve concepts: a long word list, as one second moment.
 
-Thousands of preserve columns enter a solve only through the (d, d) sum of x x^T, so they are encoded in
-pieces and never kept.
+Hundreds of words in several prompts enter a solve only through the (d, d) sum of x x^T. The sum over
+the whole list depends on the model alone, so it is kept in the user's cache folder; what this edit
+must not hold (erased names, and the named preserves, which are added with their own weight) is encoded
+and taken off. With or without the cache the same numbers are added in the same order.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,31 +16,50 @@ import torch
 from torch import Tensor
 
 from editforge.artifacts.concepts import fold
+from editforge.disk import sha256_json
 from editforge.edit.vectors import Columns
-from editforge.families.vocabulary import word_list
+from editforge.errors import PackageError
+from editforge.families.vocabulary import cache_folder, word_list
+from editforge.files import read_tensors, write_safetensors
 from editforge.stages import Context, EditInputs
 
 _PIECE = 64  # names encoded at a time
+_CACHED_FROM = 2**28  # d * d * words; below it, encoding again is as fast as reading
 
 
-def background_words(
-    inputs: EditInputs, source: str | None, limit: int, taken: Sequence[str], context: Context
-) -> list[str]:
-    """Words of `source` that are neither taken, erased, nor passed over as the same word.
+def background(
+    inputs: EditInputs,
+    columns: Columns,
+    source: str | None,
+    limit: int,
+    taken: Sequence[str],
+    context: Context,
+) -> Tensor:
+    """Second moment (d, d) of the words of `source` that are neither taken nor erased.
 
-    More than `limit` are thinned evenly, so that frequent and rare words stay represented.
+    Args:
+        inputs: names erased or passed over as the same word are taken off.
+        columns: how a name is read.
+        source: a word list, see `load_vocabulary`; None: nothing is held, a zero matrix.
+        limit: a longer list is thinned evenly, so that frequent and rare words stay represented.
+        taken: further names to take off.
+        context: model, cache and progress.
     """
+    width = context.model.family.text_width
     if source is None:
-        return []
+        return torch.zeros(width, width, dtype=torch.float64)
     out = {fold(word) for word in taken}
     for concept in inputs.concepts:
         out |= {fold(name) for name in concept.names}
         near = inputs.neighbors.of(concept.name).words
         out |= {fold(row.word) for row in near if row.reason or row.role == "erase"}
-    words = [word for word in word_list(context.model, source) if fold(word) not in out]
-    if len(words) <= limit:
-        return words
-    return [words[index * len(words) // limit] for index in range(limit)]
+    words = list(word_list(context.model, source))
+    if len(words) > limit:
+        words = [words[index * len(words) // limit] for index in range(limit)]
+    less = [word for word in words if fold(word) in out]
+    with context.bar(len(words) + len(less), "encoding the background") as bar:
+        whole = _kept(columns, words, width, context, bar)
+        return whole - moment(columns, less, width, bar)
 
 
 def moment(columns: Columns, names: Sequence[str], width: int, bar: Any) -> Tensor:
@@ -55,3 +77,21 @@ def moment(columns: Columns, names: Sequence[str], width: int, bar: Any) -> Tens
         columns.forget()
         bar.update(len(piece))
     return total
+
+
+def _kept(
+    columns: Columns, words: Sequence[str], width: int, context: Context, bar: Any
+) -> Tensor:
+    if width * width * len(words) < _CACHED_FROM:
+        return moment(columns, words, width, bar)
+    key = sha256_json([context.model.digest, columns.rule, list(words)])
+    path = cache_folder() / f"moment-{key}.safetensors"
+    if path.is_file():
+        try:
+            return read_tensors(path, ["moment"])["moment"]
+        except PackageError:
+            path.unlink()
+    found = moment(columns, words, width, bar)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, never the run
+        write_safetensors(path, {"moment": found}, {})
+    return found

@@ -20,7 +20,7 @@ from torch import Tensor
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.checks import Limits, check_solution
-from editforge.edit.held import background_words, moment
+from editforge.edit.held import background, moment
 from editforge.edit.names import erased_names, preserved_names, provenance_rows
 from editforge.edit.vectors import Columns
 from editforge.linalg import constrained, rank
@@ -47,7 +47,7 @@ class MeanShiftConfig(StageConfig):
         200, ge=1, description="Longer lists are thinned to this many. Higher: slower, surer."
     )
     ridge: float = Field(
-        6.5e-4, gt=0, description="Relative to the mean squared norm. Higher: smaller factors."
+        1e-2, gt=0, description="Relative to the mean squared norm. Higher: smaller factors."
     )
     limits: Limits = Field(Limits(), description="When a solve warns, and when it refuses.")
 
@@ -97,12 +97,12 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
         system = system.joined(inputs.earlier)
     columns = _columns(inputs.concepts[0].kind, config, context)
     taken = [*system.preserve, *system.names]
-    words = background_words(
-        inputs, config.background, config.background_limit, taken, context
+    others = background(
+        inputs, columns, config.background, config.background_limit, taken, context
     )
-    with context.bar(len(words) + len(system.preserve), "encoding what is held") as bar:
+    with context.bar(len(system.preserve), "encoding what is preserved") as bar:
         G = config.preserve_weight * moment(columns, system.preserve, width, bar)
-        G += config.background_weight * moment(columns, words, width, bar)
+    G += config.background_weight * others
     if system.scatter is not None:
         G += system.scatter
     solution = constrained(system.erased, G, ridge=config.ridge)

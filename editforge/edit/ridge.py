@@ -16,7 +16,7 @@ from torch import Tensor
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.checks import Limits, check_solution
-from editforge.edit.held import background_words, moment
+from editforge.edit.held import background
 from editforge.edit.names import erased_names, preserved_names, provenance_rows
 from editforge.edit.vectors import Columns, NullRule, TokenRule
 from editforge.linalg import rank, solve
@@ -85,9 +85,9 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     held = None
     if config.background is not None:
         taken = [*system.preserve, *system.names]
-        words = background_words(inputs, config.background, config.background_limit, taken, context)
-        with context.bar(len(words), "encoding the background") as bar:
-            held = config.background_weight * moment(main, words, width, bar)
+        held = config.background_weight * background(
+            inputs, main, config.background, config.background_limit, taken, context
+        )
     n, m = system.erased.shape[1], preserve.shape[1]
     solution = solve(
         system.erased,

@@ -61,6 +61,11 @@ class Columns:
         tails = [row * step + 2 + pad for row in range(count) for pad in range(self._pads)]
         return [[row * step for row in range(count)], [row * step + 1 for row in range(count)], tails]
 
+    @property
+    def rule(self) -> list[object]:
+        """What decides which states a name has: part of a cache's key."""
+        return [self._tokens, self._null, self._pads, list(self._templates)]
+
     def read_all(self, names: Sequence[str]) -> None:
         """Encode all prompts of `names` in large batches; later calls find them."""
         prompts = [self._fill(text, name) for name in names for text in self._templates]

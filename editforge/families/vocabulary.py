@@ -42,7 +42,7 @@ def load_vocabulary(model: TextModel, source: str, progress: Any = None) -> Voca
         RecipeError: no such file, or an empty list.
     """
     words = word_list(model, source)
-    path = _cache_folder() / f"{sha256_json([model.digest, words])}.safetensors"
+    path = cache_folder() / f"{sha256_json([model.digest, words])}.safetensors"
     if len(words) >= _CACHED_FROM and path.is_file():
         try:
             return Vocabulary(words, read_tensors(path, ["vectors"])["vectors"])
@@ -86,6 +86,7 @@ def word_list(model: TextModel, source: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where what is slow to compute and never changes is kept between runs."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "editforge" / "words"
