@@ -127,6 +127,7 @@ def execute(
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
     until: str | None = None,
+    replace: bool = False,
 ) -> Result:
     """Run a recipe in `folder`, or resume it.
 
@@ -137,12 +138,13 @@ def execute(
         progress: bars on stderr.
         say: takes one line about what was decided, and why.
         until: stop after this stage.
+        replace: an earlier run takes this recipe instead of its own; equal stages stay.
 
     Raises:
         EditforgeError: bad input, a refused edit, a folder of another recipe. Finished stages stay.
     """
     with (
-        Workspace(folder, recipe.to_yaml(), say) as space,
+        Workspace(folder, recipe.to_yaml(), say, replace=replace) as space,
         open_model(recipe.model) as model,
     ):
         context = Context(model, recipe.seed, progress, None, say)

@@ -10,11 +10,11 @@ from typing import Any
 from editforge.api import load_edit
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.report import Report
-from editforge.disk import read_json, write_text
+from editforge.disk import read_json
 from editforge.errors import HubError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
-from editforge.recipe import resolve
+from editforge.recipe import RERUN, resolve
 from editforge.run import execute, gate
 from editforge.stages import Context
 
@@ -75,6 +75,8 @@ def repackage(
 ) -> Path:
     """Change what a run exports and write its package again; finished stages stay.
 
+    The run's recipe changes last: a refused or interrupted export leaves the run as it was.
+
     Raises:
         RecipeError: the folder is no run, or an unknown export.
     """
@@ -84,10 +86,7 @@ def repackage(
             "this folder is no run", got=str(folder), next="editforge erase CONCEPT --output FOLDER"
         )
     recipe = resolve(str(path), {"package": {"export": list(exports), "dtype": dtype}})
-    write_text(path, recipe.to_yaml())
-    names = [row.name for row in recipe.concepts]
-    command = " ".join(["editforge", "erase", *names, f"--export={','.join(exports)}"])
-    execute(recipe, folder, command=command, progress=progress, say=say)
+    execute(recipe, folder, command=RERUN, progress=progress, say=say, replace=True)
     return folder / "package"
 
 

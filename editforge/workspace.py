@@ -7,6 +7,7 @@ of the same digest to go on from. No clock and no path enters a digest.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -18,7 +19,15 @@ from filelock import FileLock, Timeout
 
 from editforge import __version__
 from editforge.errors import EditforgeError, RecipeError
-from editforge.disk import parse_yaml, read_json, sha256_file, sha256_json, write_json, write_text
+from editforge.disk import (
+    parse_yaml,
+    read_json,
+    read_yaml,
+    sha256_file,
+    sha256_json,
+    write_json,
+    write_text,
+)
 
 SCHEMA = "editforge.run/1"
 LISTS = {"mine": "neighbors.yaml", "target": "targets.yaml"}
@@ -31,17 +40,20 @@ class Workspace:
         folder: made if missing; an existing one must be empty or a run of the same recipe.
         recipe: resolved recipe as YAML text.
         say: takes one line for the user.
+        replace: the run takes this recipe instead of its own, once everything is done.
 
     Raises:
         RecipeError: the folder is no run, or belongs to another recipe: the differing keys are named.
     """
 
-    def __init__(self, folder: Path, recipe: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, recipe: str, say: Callable[[str], None], *, replace: bool = False
+    ) -> None:
         self.folder, self._say = folder, say
         if folder.exists() and not folder.is_dir():
             raise RecipeError("the output is a file", got=str(folder), next="--output FOLDER")
         held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        known = folder / "recipe.yaml"
+        self._next_recipe, known = recipe if replace else None, folder / "recipe.yaml"
         if held and not known.is_file() and set(held) - {".lock", ".recipe.yaml.partial"}:
             raise RecipeError(
                 "the output folder is not a run",
@@ -49,8 +61,7 @@ class Workspace:
                 allowed="a new or empty folder, or an earlier run",
                 next="--output ANOTHER",
             )
-        if known.is_file():
-            _same_recipe(known, recipe)
+        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         try:
@@ -59,15 +70,40 @@ class Workspace:
             raise RecipeError(
                 "another process works in this run", got=str(folder), next="wait for it, or stop it"
             ) from None
-        if not known.is_file():
-            write_text(known, recipe)
-        self._manifest = self._read_manifest()
+        try:
+            self._fresh = not known.is_file()
+            if self._fresh:
+                write_text(known, recipe)
+            elif not replace:
+                _same_recipe(known, recipe)
+            self._manifest = self._read_manifest()
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> Workspace:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            # A failed or interrupted run keeps the recipe it was made with.
+            if kind is None and self._next_recipe is not None:
+                write_text(self.folder / "recipe.yaml", self._next_recipe)
+            refused = isinstance(kind, type) and issubclass(kind, EditforgeError)
+            if refused and self._fresh and not self._manifest["stages"]:
+                self._vanish()
+        finally:
+            self._lock.release()
+
+    def _vanish(self) -> None:
+        """Leave no run behind that was refused at once: the mended command must not meet its recipe."""
+        for partial in self.folder.glob(".*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+        for name in ("recipe.yaml", ".lock"):
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # something else lies there by now
+            for path in self._made:
+                path.rmdir()
 
     def stage(
         self,
@@ -94,6 +130,8 @@ class Workspace:
         self._recover(name)
         reason = self._why_redo(name, digest, check)
         if reason is None:
+            # What a kill or an abandoned export left behind.
+            shutil.rmtree(self.folder / f".{name}.partial", ignore_errors=True)
             return folder
         if reason:
             self._say(f"{name}: redone, {reason}")
@@ -157,7 +195,7 @@ class Workspace:
             body = read_json(path)
         except EditforgeError:
             body = None
-        if isinstance(body, dict) and body.get("schema") == SCHEMA and "stages" in body:
+        if isinstance(body, dict) and body.get("schema") == SCHEMA and _is_table(body.get("stages")):
             return body
         self._say("manifest.json is damaged: every stage is redone")
         return fresh
@@ -191,8 +229,18 @@ def versions() -> dict[str, str]:
     return {"editforge": __version__, **{name: version(name) for name in names}}
 
 
+def _is_table(stages: object) -> bool:
+    """Whether a manifest's stages are what `Workspace.stage` wrote; a stranger's may be anything."""
+    return isinstance(stages, dict) and all(
+        isinstance(row, dict)
+        and isinstance(row.get("digest"), str)
+        and isinstance(row.get("files"), dict)
+        for row in stages.values()
+    )
+
+
 def _same_recipe(known: Path, recipe: str) -> None:
-    old = parse_yaml(known.read_text(encoding="utf-8"), known.name)
+    old = read_yaml(known)
     differing = sorted(_differences(old, parse_yaml(recipe, "recipe"), ""))
     if differing:
         raise RecipeError(

@@ -73,7 +73,7 @@ def erase(
 
       editforge erase "ear of corn" --dry-run
     """
-    from editforge.recipe import resolve
+    from editforge.recipe import RERUN, resolve
 
     out = Output(as_json=as_json, quiet=quiet)
     overrides: dict[str, Any] = {}
@@ -95,15 +95,21 @@ def erase(
     simple: dict[str, Any] = {"strength": strength, "seed": seed, "continue_from": from_edit and str(from_edit)}
     overrides |= {key: value for key, value in simple.items() if value is not None}
     recipe = resolve(method, overrides, set_ or (), preset=preset)
-    words: dict[str, object] = {"method": method if not method.endswith((".yaml", ".yml")) else None, "preset": preset}
-    words |= {"target": target, "strength": strength, "export": export, "seed": seed}
-    words |= {"model": model if model and not Path(model).exists() else None, "revision": revision}
-    parts = ["editforge", "erase", *(row.name for row in recipe.concepts)]
-    parts += [f"--{key}={value}" for key, value in words.items() if value not in (None, "default")]
+    words: dict[str, object] = {"kind": kind if kind != "object" else None}
+    words |= {"method": method if method != "default" else None, "preset": preset}
+    words |= {"model": model, "revision": revision, "variant": variant, "dtype": dtype}
+    words |= {"device": device, "target": target, "strength": strength, "export": export}
+    words |= {"seed": seed, "judge": judge}
+    parts = [f"--{key}={value}" for key, value in words.items() if value is not None]
     parts += [f"--preserve={word}" for word in preserve or ()]
-    parts += [f"--set={text}" for text in set_ or () if "/" not in text]
-    where = output or Path("runs") / _slug([row.name for row in recipe.concepts])
-    return _execute(recipe, where, shlex.join(parts), out, dry_run)
+    parts += [f"--set={text}" for text in set_ or ()]
+    names = _names(recipe)
+    dashed = any(name.startswith("-") for name in names)
+    line = shlex.join(["editforge", "erase", *([*parts, "--", *names] if dashed else [*names, *parts])])
+    # A file of this computer means nothing to the reader of a card.
+    local = concepts or from_edit or any(_is_local(text) for text in parts)
+    where = output or Path("runs") / _slug(names)
+    return _execute(recipe, where, RERUN if local else line, out, dry_run)
 
 
 def run(
@@ -125,13 +131,11 @@ def run(
 
       editforge run runs/violin/recipe.yaml --output runs/violin
     """
-    from editforge.recipe import resolve
+    from editforge.recipe import RERUN, resolve
 
     recipe = resolve(str(recipe_file), None, set_ or (), preset=preset)
     out = Output(as_json=as_json, quiet=quiet)
-    names = [row.name for row in recipe.concepts]
-    command = shlex.join(["editforge", "run", "recipe.yaml", *(f"--set={t}" for t in set_ or ())])
-    return _execute(recipe, output or Path("runs") / _slug(names), command, out, dry_run)
+    return _execute(recipe, output, RERUN, out, dry_run)
 
 
 def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: bool) -> int:
@@ -187,6 +191,14 @@ def _read_concepts(path: Path | None, kind: str) -> list[dict[str, Any]]:
     if bad is not None:
         raise RecipeError(f"{path.name} holds something that is no concept", got=repr(bad)[:80])
     return [{"kind": kind, **row, "name": _text(row.get("name"))} for row in rows]
+
+
+def _is_local(option: str) -> bool:
+    """Whether `--key=value` names a file or folder here."""
+    value = option.rpartition("=")[2]
+    named = option.startswith(("--model=", "--judge=")) and value not in ("emoji", "family", "none")
+    path_like = "/" in value or "\\" in value or value.endswith((".yaml", ".yml", ".txt"))
+    return (named or path_like) and Path(value).expanduser().exists()
 
 
 def _text(name: object) -> object:
