@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 import typing
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def register(
         if paper is not None and not paper.startswith("https://"):
             raise EditforgeError(f"{where}: paper is not a link", got=paper, allowed="https://... or None")
         known = _loaded.get((stage, name))
-        if known is not None and known.function.__module__ != function.__module__:
+        if known is not None and _place(known.function) != _place(function):
             raise EditforgeError(
                 f"{stage} {name} is registered twice", got=f"{known.function.__module__} and {where}"
             )
@@ -86,6 +87,10 @@ def register(
     return decorate
 
 
+def _place(function: Callable[..., Any]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
+
+
 def get(stage: str, name: str) -> Implementation:
     """Import and return one implementation.
 
@@ -93,11 +98,13 @@ def get(stage: str, name: str) -> Implementation:
         RecipeError: no such name, with near matches; or a broken plugin, with its reason.
     """
     if (stage, name) not in _loaded:
-        plugins = {point.name: point for point in entry_points(group=GROUP)}
+        usable, broken = plugins()
         if name in _own(stage):
             importlib.import_module(f"editforge.{stage}.{name.replace('-', '_')}")
-        elif f"{stage}.{name}" in plugins:
-            _load_plugin(plugins[f"{stage}.{name}"])
+        elif f"{stage}.{name}" in usable:
+            _load_plugin(usable[f"{stage}.{name}"])
+        elif f"{stage}.{name}" in broken:
+            raise RecipeError(f"the plugin {stage}.{name} is broken", got=broken[f"{stage}.{name}"])
         else:
             raise RecipeError(
                 f"{stage} has no {name!r}",
@@ -112,11 +119,57 @@ def get(stage: str, name: str) -> Implementation:
 def names(stage: str) -> dict[str, str]:
     """Name to one line of description, our own first; imports no implementation."""
     listed = _own(stage)
-    for point in entry_points(group=GROUP):
-        owner, _, name = point.name.partition(".")
-        if owner == stage and name not in listed:
-            listed[name] = f"from {point.dist.name if point.dist else point.value}"
+    for key, point in plugins()[0].items():
+        owner, _, name = key.partition(".")
+        if owner == stage:
+            listed[name] = f"from {_source(point)}"
     return listed
+
+
+def plugins() -> tuple[dict[str, EntryPoint], dict[str, str]]:
+    """Usable entry points by `stage.name`, and why the others are skipped; imports none of them."""
+    usable: dict[str, EntryPoint] = {}
+    broken: dict[str, str] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
+        fault = _fault(point)
+        if fault is None and point.name in usable:
+            fault = f"{_source(usable.pop(point.name))} brings the same name"
+        if fault is None and point.name not in broken:
+            usable[point.name] = point
+        else:
+            broken.setdefault(point.name, f"{point.value} of {_source(point)}: {fault}")
+    return usable, broken
+
+
+def _fault(point: EntryPoint) -> str | None:
+    """What is wrong with a plugin, as far as it shows without running it."""
+    stage, _, name = point.name.partition(".")
+    if stage not in STAGES or not name:
+        return f"its entry point is not called STAGE.NAME, STAGE one of {', '.join(STAGES)}"
+    if name in _own(stage):
+        return f"{stage} {name} is EditForge's own"
+    top, *below = point.module.split(".")
+    found = importlib.util.find_spec(top)  # finds the file, runs nothing
+    if found is None:
+        return f"there is no module {top}"
+    if not below:
+        files = [Path(found.origin)] if found.origin else []
+    else:
+        roots = [Path(root, *below[:-1]) for root in found.submodule_search_locations or ()]
+        files = [path for root in roots for path in root.glob(f"{below[-1]}*")]
+        if not files:
+            return f"there is no module {point.module}"
+    try:
+        for path in files:
+            if path.suffix == ".py":
+                ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _source(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value
 
 
 def _own(stage: str) -> dict[str, str]:
@@ -143,5 +196,5 @@ def _load_plugin(point: EntryPoint) -> None:
         raise RecipeError(
             f"the plugin {point.name} is broken",
             got=f"{type(error).__name__}: {error}",
-            next=f"update or remove {point.dist.name if point.dist else point.value}",
+            next=f"update or remove {_source(point)}",
         ) from error

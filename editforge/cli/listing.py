@@ -42,6 +42,8 @@ def list_(
             for stage in registry.STAGES
             for name, line in registry.names(stage).items()
         }
+        for name, fault in registry.plugins()[1].items():
+            out.say(f"skipped the broken plugin {name}: {fault}")
     elif what == "families":
         from editforge.families.schema import load_family, shipped_families
 
