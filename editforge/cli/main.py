@@ -11,8 +11,9 @@ import typer
 from editforge import __version__
 from editforge.cli.erase import erase, run
 from editforge.cli.listing import doctor, list_
-from editforge.cli.output import BAD_INPUT, guarded
+from editforge.cli.output import BAD_INPUT, INTERRUPTED, guarded
 from editforge.cli.saved import evaluate, inspect, package, push, verify
+from editforge.errors import EditforgeError
 
 app = typer.Typer(
     name="editforge",
@@ -50,9 +51,14 @@ def main() -> None:
 
     def call() -> int:
         try:
-            return int(app(standalone_mode=False) or 0)
+            code = int(app(standalone_mode=False) or 0)
         except typer.Exit as leave:
-            return int(leave.exit_code)
+            code = int(leave.exit_code)
+        except typer.Abort as stop:
+            # Ctrl-C, or a question to a stream that ended: a script, which has to say -y.
+            if sys.stdin.isatty() or isinstance(stop.__cause__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise EditforgeError("nobody answered, nothing was done", next="pass -y") from None
         except Exception as error:
             # typer's own usage errors know how to show themselves; the rest is handled above.
             show = getattr(error, "show", None)
@@ -60,6 +66,9 @@ def main() -> None:
                 raise
             show()
             return BAD_INPUT
+        if code == INTERRUPTED:  # typer has caught Ctrl-C and said nothing
+            raise KeyboardInterrupt
+        return code
 
     sys.exit(guarded(call))
 
