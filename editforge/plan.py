@@ -1,7 +1,7 @@
 """What a run would do and cost, before it does it: `--dry-run`.
 
-Counts are exact for a closed form. Seconds come from a short probe of this computer's matrix products,
-so they are an order of magnitude, and say so.
+Counts are exact for a closed form. Seconds come from a short probe of this computer's matrix
+products, so they are an order of magnitude, and say so.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Plan:
     def text(self) -> str:
         """For a person."""
         rows = [f"  {name:<9}{what}  (about {_seconds(cost)})" for name, what, cost in self.stages]
-        size, memory, free = (f"{n / 2**20:,.1f} MB" for n in (self.bytes_written, self.memory, self.free))
+        size, memory, free = (
+            f"{n / 2**20:,.1f} MB" for n in (self.bytes_written, self.memory, self.free)
+        )
         place = f"disk: {size} to write, {free} free"
         place += "" if self.can_write else "; THE FOLDER CANNOT BE WRITTEN"
         tail = [f"rank at most {self.rank}; {place}; memory above the libraries: about {memory}"]
@@ -56,11 +58,11 @@ class Plan:
 
 
 def plan(recipe: Recipe, folder: Path) -> Plan:
-    """Read configs and headers of the model, count, and estimate; no weight of the denoiser is read.
+    """Read the model's configs and headers, count, and estimate; no denoiser weight is read.
 
     Raises:
-        EditforgeError: whatever would stop the run for the same reason: an unknown model, a name that
-            the encoder cannot read.
+        EditforgeError: whatever would stop the run for the same reason: an unknown model, a
+            name that the encoder cannot read.
     """
     with open_model(recipe.model) as model:
         for concept in recipe.concepts:
@@ -72,7 +74,9 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         kinds = model.family.templates
         templates = options.get("templates")
         names = [(concept, name) for concept in recipe.concepts for name in concept.names]
-        per = {"subject": 1, "subject_eot": 2}.get(options.get("tokens", ""), model.encoder.window - 1)
+        per = {"subject": 1, "subject_eot": 2}.get(
+            options.get("tokens", ""), model.encoder.window - 1
+        )
         counts = [per * len(templates or kinds.get(c.kind, ("{n}",))) for c, _ in names]
         rank = sum(counts)
         outputs = sum(model.shape(path)[0] for path in model.paths)
@@ -92,7 +96,11 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         memory = 4 * text + 8 * (3 * width**2 + rank * 2 * width) + 4 * rank * outputs
     stages = [
         ("mine", f"{words} words around {len(recipe.concepts)} concepts", encode),
-        ("target", "adaptive choice" if recipe.target.use == "adaptive" else "as typed", encode / 50),
+        (
+            "target",
+            "adaptive choice" if recipe.target.use == "adaptive" else "as typed",
+            encode / 50,
+        ),
         ("edit", f"{len(model.paths)} maps of width {width}, {rank} erased columns", solve),
     ]
     if recipe.align is not None:
@@ -121,4 +129,10 @@ def _probe() -> float:
 def _seconds(value: float) -> str:
     if value != value:
         return "minutes"
-    return "under a second" if value < 1 else f"{value:.0f} s" if value < 90 else f"{value / 60:.0f} min"
+    return (
+        "under a second"
+        if value < 1
+        else f"{value:.0f} s"
+        if value < 90
+        else f"{value / 60:.0f} min"
+    )

@@ -31,8 +31,6 @@ from editforge.disk import dump_yaml, parse_yaml, read_yaml
 from editforge.resources import resource_folder
 from editforge.stages import StageConfig
 
-# How a card says to repeat a run that no `erase` line describes; a package carries its recipe.yaml.
-RERUN = "editforge run recipe.yaml --output run"
 _NUMBER_AS_TEXT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 

@@ -62,11 +62,14 @@ def register(
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
             raise EditforgeError(f"{where} has a bad name", got=name, allowed="lower-case-words")
         if paper is not None and not paper.startswith("https://"):
-            raise EditforgeError(f"{where}: paper is not a link", got=paper, allowed="https://... or None")
+            raise EditforgeError(
+                f"{where}: paper is not a link", got=paper, allowed="https://... or None"
+            )
         known = _loaded.get((stage, name))
         if known is not None and _place(known.function) != _place(function):
             raise EditforgeError(
-                f"{stage} {name} is registered twice", got=f"{known.function.__module__} and {where}"
+                f"{stage} {name} is registered twice",
+                got=f"{known.function.__module__} and {where}",
             )
         hints = list(typing.get_type_hints(function).items())
         kinds = [kind for key, kind in hints if key != "return"]

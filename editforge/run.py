@@ -18,9 +18,10 @@ from editforge.artifacts.report import Report
 from editforge.artifacts.system import System
 from editforge.artifacts.targets import Targets
 from editforge.artifacts.weight_edit import WeightEdit
+from editforge.disk import dump_yaml, sha256_file, sha256_json
+from editforge.errors import RecipeError
 from editforge.families.model import Model
 from editforge.families.open import open_model
-from editforge.disk import dump_yaml, sha256_file, sha256_json
 from editforge.recipe import Recipe
 from editforge.stages import AlignInputs, Context, EditInputs, EditOutput, MineInputs, TargetInputs
 from editforge.workspace import Workspace
@@ -57,7 +58,7 @@ def choose(recipe: Recipe, neighbors: Neighbors, context: Context) -> Targets:
 
 
 def edit(recipe: Recipe, targets: Targets, neighbors: Neighbors, context: Context) -> EditOutput:
-    """Compute the closed form at strength 1, with provenance; an empty edit if the recipe has none."""
+    """Compute the closed form at strength 1, with provenance; empty if the recipe has none."""
     if recipe.edit is None:
         output = EditOutput(WeightEdit({}, exact_rank=0))
     else:
@@ -88,8 +89,9 @@ def gate(
     preserve: Sequence[str],
     judge: str | None,
 ) -> Report:
-    """Judge an edit with the `gate` tier; a family without lists of its own takes the preserved words
-    as near names.
+    """Judge an edit with the `gate` tier.
+
+    A family without lists of its own takes the preserved words as near names.
     """
     from editforge.evaluate.gate import evaluate_gate
 
@@ -143,6 +145,7 @@ def execute(
     Raises:
         EditforgeError: bad input, a refused edit, a folder of another recipe. Finished stages stay.
     """
+    _check_earlier(recipe.continue_from)
     with (
         Workspace(folder, recipe.to_yaml(), say, replace=replace) as space,
         open_model(recipe.model) as model,
@@ -150,6 +153,20 @@ def execute(
         context = Context(model, recipe.seed, progress, None, say)
         plan = _Plan(recipe, space, model, context, command)
         return plan.run(until)
+
+
+def _check_earlier(path: str | None) -> None:
+    """Refuse a `--from` that holds no solve before anything is mined."""
+    if path is None:
+        return
+    place = Path(path).expanduser()
+    if not place.is_file() and not (place / "edit" / "solve.safetensors").is_file():
+        raise RecipeError(
+            "no earlier edit to continue from",
+            got=path,
+            allowed="a run folder with edit/solve.safetensors, or that file",
+            next="name a finished run of this model: --from runs/OTHER",
+        )
 
 
 class _Plan:
@@ -268,9 +285,7 @@ class _Plan:
             self._recipe.evaluate.judge,
         ).save(out)
 
-    def _package(
-        self, final: WeightEdit, judged: Path | None, out: Path, context: Context
-    ) -> None:
+    def _package(self, final: WeightEdit, judged: Path | None, out: Path, context: Context) -> None:
         from editforge.package.build import build_package
 
         build_package(
@@ -324,7 +339,9 @@ def portable(value: Any) -> Any:
         return {key: portable(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [portable(inner) for inner in value]
-    if isinstance(value, str) and ("/" in value or "\\" in value or value.endswith((".txt", ".yaml"))):
+    if isinstance(value, str) and (
+        "/" in value or "\\" in value or value.endswith((".txt", ".yaml"))
+    ):
         return _content(value)
     return value
 

@@ -1,4 +1,4 @@
-"""What can be done with a result long after its run: judge it again, package it for other readers."""
+"""What can be done with a result long after its run: judge it again, package it again."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from editforge.disk import read_json
 from editforge.errors import HubError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
-from editforge.recipe import RERUN, resolve
+from editforge.recipe import resolve
 from editforge.run import execute, gate
 from editforge.stages import Context
+from editforge.workspace import RERUN
 
 
 def evaluate_saved(
@@ -134,7 +135,9 @@ def _erased(facts: dict[str, Any], place: str) -> tuple[list[Concept], dict[str,
     rows = facts.get("erased", [])
     try:
         concepts = [
-            Concept(name=r["name"], aliases=tuple(r.get("aliases", ())), kind=r.get("kind", "object"))
+            Concept(
+                name=r["name"], aliases=tuple(r.get("aliases", ())), kind=r.get("kind", "object")
+            )
             for r in rows
         ]
         targets = {str(row["name"]): str(row.get("target", "")) for row in rows}
@@ -143,4 +146,3 @@ def _erased(facts: dict[str, Any], place: str) -> tuple[list[Concept], dict[str,
     if not concepts:
         raise PackageError(f"{place} names no erased concept")
     return concepts, targets
-

@@ -1,8 +1,8 @@
 """A run directory: which stages are done, which are damaged, which lists a person edited.
 
-A stage writes into a hidden sibling and is renamed into place, then the manifest follows. So a run
-killed at any instant finds either the old folder, the new one, or a partial one with the checkpoints
-of the same digest to go on from. No clock and no path enters a digest.
+A stage writes into a hidden sibling and is renamed into place, then the manifest follows. So a
+run killed at any instant finds either the old folder, the new one, or a partial one with the
+checkpoints of the same digest to go on from. No clock and no path enters a digest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from editforge import __version__
-from editforge.errors import EditforgeError, RecipeError
 from editforge.disk import (
     parse_yaml,
     read_json,
@@ -28,8 +27,11 @@ from editforge.disk import (
     write_json,
     write_text,
 )
+from editforge.errors import EditforgeError, RecipeError
 
 SCHEMA = "editforge.run/1"
+# How a card says to repeat a run that no `erase` line describes; a package carries its recipe.yaml.
+RERUN = "editforge run recipe.yaml --output run"
 LISTS = {"mine": "neighbors.yaml", "target": "targets.yaml"}
 
 
@@ -43,7 +45,7 @@ class Workspace:
         replace: the run takes this recipe instead of its own, once everything is done.
 
     Raises:
-        RecipeError: the folder is no run, or belongs to another recipe: the differing keys are named.
+        RecipeError: the folder is no run, or belongs to another recipe: differing keys are named.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Workspace:
             self._lock.release()
 
     def _vanish(self) -> None:
-        """Leave no run behind that was refused at once: the mended command must not meet its recipe."""
+        """Leave no run that was refused at once: the mended command must not meet its recipe."""
         for partial in self.folder.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
         for name in ("recipe.yaml", ".lock"):
@@ -162,7 +164,9 @@ class Workspace:
         if entry is None or not folder.is_dir():
             return "" if entry is None else "its folder is gone"
         now = hashes(folder)
-        changed = sorted(key for key in {*now, *entry["files"]} if now.get(key) != entry["files"].get(key))
+        changed = sorted(
+            key for key in {*now, *entry["files"]} if now.get(key) != entry["files"].get(key)
+        )
         edited = name in LISTS and changed == [LISTS[name]] and LISTS[name] in now
         if edited:
             check(folder)
@@ -195,7 +199,11 @@ class Workspace:
             body = read_json(path)
         except EditforgeError:
             body = None
-        if isinstance(body, dict) and body.get("schema") == SCHEMA and _is_table(body.get("stages")):
+        if (
+            isinstance(body, dict)
+            and body.get("schema") == SCHEMA
+            and _is_table(body.get("stages"))
+        ):
             return body
         self._say("manifest.json is damaged: every stage is redone")
         return fresh
@@ -230,7 +238,7 @@ def versions() -> dict[str, str]:
 
 
 def _is_table(stages: object) -> bool:
-    """Whether a manifest's stages are what `Workspace.stage` wrote; a stranger's may be anything."""
+    """Whether a manifest's stages are what `Workspace.stage` wrote, as far as it is read."""
     return isinstance(stages, dict) and all(
         isinstance(row, dict)
         and isinstance(row.get("digest"), str)

@@ -26,7 +26,9 @@ def erase(
     ] = None,
     kind: Annotated[str, typer.Option(help="object, style, person or broad.")] = "object",
     method: Annotated[str, typer.Option(help="A method, or a RECIPE.yaml.")] = "default",
-    preset: Annotated[str | None, typer.Option(help="A named block of the method's values.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A named block of the method's values.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="emoji, a Hub id, a pipeline folder, a .safetensors file.")
     ] = None,
@@ -46,7 +48,9 @@ def erase(
     from_edit: Annotated[
         Path | None, typer.Option("--from", help="An earlier run: solve both jointly.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Run folder; runs/<concept> if left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Run folder; runs/<concept> if left out.")
+    ] = None,
     export: Annotated[
         str | None, typer.Option(help="Comma list: lora, unet, pipeline, single-file.")
     ] = None,
@@ -57,7 +61,9 @@ def erase(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, cost, disk; change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Plan, cost, disk; change nothing.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -73,14 +79,21 @@ def erase(
 
       editforge erase "ear of corn" --dry-run
     """
-    from editforge.recipe import RERUN, resolve
+    from editforge.recipe import resolve
+    from editforge.workspace import RERUN
 
     out = Output(as_json=as_json, quiet=quiet)
     overrides: dict[str, Any] = {}
     listed = _read_concepts(concepts, kind) + [{"name": n, "kind": kind} for n in concept or []]
     if listed:
         overrides["concepts"] = listed
-    named = {"id": model, "revision": revision, "variant": variant, "dtype": dtype, "device": device}
+    named = {
+        "id": model,
+        "revision": revision,
+        "variant": variant,
+        "dtype": dtype,
+        "device": device,
+    }
     given = {key: value for key, value in named.items() if value is not None}
     if given:
         overrides["model"] = given
@@ -89,10 +102,16 @@ def erase(
     if preserve:
         overrides["preserve"] = preserve
     if export:
-        overrides["package"] = {"export": [part.strip() for part in export.split(",") if part.strip()]}
+        overrides["package"] = {
+            "export": [part.strip() for part in export.split(",") if part.strip()]
+        }
     if judge is not None:
         overrides["evaluate"] = {"judge": None if judge == "none" else judge}
-    simple: dict[str, Any] = {"strength": strength, "seed": seed, "continue_from": from_edit and str(from_edit)}
+    simple: dict[str, Any] = {
+        "strength": strength,
+        "seed": seed,
+        "continue_from": from_edit and str(from_edit),
+    }
     overrides |= {key: value for key, value in simple.items() if value is not None}
     recipe = resolve(method, overrides, set_ or (), preset=preset)
     words: dict[str, object] = {"kind": kind if kind != "object" else None}
@@ -105,7 +124,9 @@ def erase(
     parts += [f"--set={text}" for text in set_ or ()]
     names = _names(recipe)
     dashed = any(name.startswith("-") for name in names)
-    line = shlex.join(["editforge", "erase", *([*parts, "--", *names] if dashed else [*names, *parts])])
+    line = shlex.join(
+        ["editforge", "erase", *([*parts, "--", *names] if dashed else [*names, *parts])]
+    )
     # A file of this computer means nothing to the reader of a card.
     local = concepts or from_edit or any(_is_local(text) for text in parts)
     where = output or Path("runs") / _slug(names)
@@ -118,8 +139,12 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="A named block of the method's values.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, cost, disk; change nothing.")] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="A named block of the method's values.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Plan, cost, disk; change nothing.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -131,7 +156,8 @@ def run(
 
       editforge run runs/violin/recipe.yaml --output runs/violin
     """
-    from editforge.recipe import RERUN, resolve
+    from editforge.recipe import resolve
+    from editforge.workspace import RERUN
 
     recipe = resolve(str(recipe_file), None, set_ or (), preset=preset)
     out = Output(as_json=as_json, quiet=quiet)

@@ -79,7 +79,15 @@ def doctor(as_json: Json = False) -> int:
     from editforge import emoji
 
     out = Output(as_json=as_json)
-    names = ("torch", "diffusers", "transformers", "peft", "accelerate", "huggingface_hub", "safetensors")
+    names = (
+        "torch",
+        "diffusers",
+        "transformers",
+        "peft",
+        "accelerate",
+        "huggingface_hub",
+        "safetensors",
+    )
     found: dict[str, str] = {}
     for name in names:
         try:
@@ -102,5 +110,9 @@ def doctor(as_json: Json = False) -> int:
     out.data(f"{'free disk here':<18}{free:.1f} GB")
     good = embedded == "whole" and "MISSING" not in found.values()
     out.json({"versions": found, "devices": devices, "embedded_model": embedded, "good": good})
-    out.hint("editforge erase violin" if good else "install editforge again: pip install --force-reinstall editforge")
+    out.hint(
+        "editforge erase violin"
+        if good
+        else "install editforge again: pip install --force-reinstall editforge"
+    )
     return DONE if good else BAD_INPUT

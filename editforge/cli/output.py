@@ -49,8 +49,8 @@ class Output:
 def guarded(call: Callable[[], int]) -> int:
     """Run one command; turn what a user can mend into a message, never into a traceback.
 
-    EDITFORGE_DEBUG=1 (or --debug) shows the traceback of those too. Anything else is a bug and shows
-    its own.
+    EDITFORGE_DEBUG=1 (or --debug) shows the traceback of those too. Anything else is a bug and
+    shows its own.
     """
     try:
         return call()

@@ -16,9 +16,13 @@ from editforge.errors import PackageError, RecipeError
 def evaluate(
     place: Annotated[str, typer.Argument(metavar="DIR|ID", help="A run, a package, or a Hub id.")],
     tier: Annotated[str, typer.Option(help="gate.")] = "gate",
-    model: Annotated[str | None, typer.Option(help="The base, where the package cannot name it.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The base, where the package cannot name it.")
+    ] = None,
     judge: Annotated[str, typer.Option(help="family, a local CLIP folder, or none.")] = "family",
-    output: Annotated[Path | None, typer.Option(help="Where the report goes; shown only if left out.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the report goes; shown only if left out.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -52,8 +56,12 @@ def evaluate(
 
 def package(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run.")],
-    export: Annotated[str, typer.Option(help="Comma list: lora, unet, pipeline, single-file.")] = "lora",
-    dtype: Annotated[str, typer.Option(help="Of full checkpoints: base, float32, float16.")] = "base",
+    export: Annotated[
+        str, typer.Option(help="Comma list: lora, unet, pipeline, single-file.")
+    ] = "lora",
+    dtype: Annotated[
+        str, typer.Option(help="Of full checkpoints: base, float32, float16.")
+    ] = "base",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
@@ -76,13 +84,19 @@ def package(
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, a package, or its subfolder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A run, a package, or its subfolder.")
+    ],
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
     export: Annotated[str, typer.Option(help="Which folder of the package.")] = "lora",
-    public: Annotated[bool, typer.Option("--public", help="Visible to all, once verified.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Visible to all, once verified.")
+    ] = False,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="As a pull request.")] = False,
     gated: Annotated[str | None, typer.Option(help="auto or manual: who may download.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files; touch no network.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List files; touch no network.")
+    ] = False,
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Push although the gate failed.")
     ] = False,
@@ -116,13 +130,17 @@ def push(
     out.data(receipt.text())
     out.json(receipt.to_json())
     out.hint(
-        f"editforge push {shlex.quote(str(folder))} {repo}" if dry_run else f"editforge verify {repo}"
+        f"editforge push {shlex.quote(str(folder))} {repo}"
+        if dry_run
+        else f"editforge verify {repo}"
     )
     return DONE
 
 
 def verify(
-    place: Annotated[str, typer.Argument(metavar="DIR|REPO", help="A run, a package, or a Hub id.")],
+    place: Annotated[
+        str, typer.Argument(metavar="DIR|REPO", help="A run, a package, or a Hub id.")
+    ],
     as_json: Json = False,
 ) -> int:
     """Compare every file of a package with its recorded hash.
