@@ -1,4 +1,4 @@
-"""The command line: what it imports, what goes where, how it exits, whether its examples are true."""
+"""The command line: what it imports, what goes where, how it exits, its examples."""
 
 import json
 import shlex
