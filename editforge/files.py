@@ -100,7 +100,9 @@ def _tensor_info(path: Path, name: str, row: object, base: int) -> TensorInfo:
             if not isinstance(side, int) or side < 0:
                 raise ValueError
             count *= side
-        if end - start != count * _SIZES[dtype] or start < 0:
+        if not isinstance(start, int) or not isinstance(end, int) or start < 0:
+            raise ValueError
+        if end - start != count * _SIZES[dtype]:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise PackageError(
@@ -109,13 +111,22 @@ def _tensor_info(path: Path, name: str, row: object, base: int) -> TensorInfo:
     return TensorInfo(dtype, shape, base + start, base + end)
 
 
-def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path,
+    names: Iterable[str] | None = None,
+    table: Mapping[str, TensorInfo] | None = None,
+) -> dict[str, Tensor]:
     """Read some tensors (all by default) of a checked safetensors file.
+
+    Args:
+        path: the file.
+        names: which tensors.
+        table: what `read_header` gave for this file; a large header costs more than a small tensor.
 
     Raises:
         PackageError: a missing name, a damaged file, or a NaN or infinity in what was read.
     """
-    _, table = read_header(path)
+    table = read_header(path)[1] if table is None else table
     wanted = list(table) if names is None else list(names)
     missing = [name for name in wanted if name not in table]
     if missing:

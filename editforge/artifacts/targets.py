@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from editforge.artifacts.concepts import Name, fold
 from editforge.artifacts.neighbors import load_list
 from editforge.disk import dump_yaml, write_text
+from editforge.errors import RecipeError
 
 SCHEMA = "editforge.targets/1"
 _HEADER = """\
@@ -58,6 +59,10 @@ class Targets(_Data):
     @model_validator(mode="after")
     def _no_contradiction(self) -> Targets:
         erased = {fold(row.concept) for row in self.concepts}
+        if len(erased) < len(self.concepts):
+            names = [fold(row.concept) for row in self.concepts]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{twice!r} has two targets")
         for row in self.concepts:
             if fold(row.target) == fold(row.concept):
                 raise ValueError(f"{row.concept!r} equals its target: nothing would be erased")
@@ -69,8 +74,19 @@ class Targets(_Data):
         return self
 
     def of(self, name: str) -> Target:
-        """The target of one erased concept."""
-        return next(row for row in self.concepts if row.concept == name)
+        """The target of one erased concept.
+
+        Raises:
+            RecipeError: an edited list names no target for it.
+        """
+        for row in self.concepts:
+            if row.concept == name:
+                return row
+        raise RecipeError(
+            f"targets.yaml has no target for {name!r}",
+            got=", ".join(row.concept for row in self.concepts) or "no concept",
+            next="add its row, or delete the file to have it written anew",
+        )
 
     @property
     def preserved(self) -> list[str]:

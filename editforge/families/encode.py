@@ -118,8 +118,14 @@ class TextEncoder:
         """State of the last token of each bare word, (V, d) float32: rule `subject`.
 
         Words are grouped by length and encoded in windows of their own size.
+
+        Raises:
+            RecipeError: a word that tokenizes to nothing or does not fit.
         """
         lengths = [len(self.tokens(word)) for word in words]
+        for word, length in zip(words, lengths, strict=True):
+            if not 0 < length <= self.window - 2:
+                self.check(word)
         result = torch.empty(len(words), self.width)
         for length in sorted(set(lengths)):
             rows = [index for index, own in enumerate(lengths) if own == length]

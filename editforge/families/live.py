@@ -48,8 +48,8 @@ class LiveModel:
         return sorted(path for paths in self.modules.values() for path in paths)
 
     def weight(self, path: str) -> Tensor:
-        """One map's weight (out, d), as it is now."""
-        return self._weights[f"{path.partition('.')[2]}.weight"]
+        """One map's weight (out, d), as it is now, on the CPU, where the closed forms compute."""
+        return self._weights[f"{path.partition('.')[2]}.weight"].detach().cpu()
 
     def _hash(self) -> str:
         """Of the maps alone: enough to tell two bases apart, cheap for a pipeline in memory."""

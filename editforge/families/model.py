@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,7 +115,7 @@ class Model:
         name = f"{path.partition('.')[2]}.weight"
         for file, table in self._tables.items():
             if name in table:
-                return read_tensors(file, [name])[name]
+                return read_tensors(file, [name], table)[name]
         raise FamilyError(f"no weight {name} in {self.family.denoiser}")
 
     def shape(self, path: str) -> tuple[int, ...]:
@@ -171,6 +172,7 @@ class Model:
         return _digest(files)
 
 
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _NOT_TEXT = {"unet", "vae", "safety_checker", "feature_extractor", "image_encoder"}
 
 
@@ -212,8 +214,8 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
             return _shards(folder, index)
     others = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
     pickled = [name for name in others if name.endswith((".bin", ".pt", ".ckpt", ".pth"))]
-    other = [name.split(".")[1] for name in others if name.endswith(".safetensors")]
-    other = [name for name in other if name != "safetensors"]
+    stems = [name.split(".")[1] for name in others if name.endswith(".safetensors")]
+    other = [_SHARD.sub("", stem) for stem in stems if stem != "safetensors"]
     if other and not variant:
         hint = f"this folder has variant files only: --variant {other[0]}"
     elif pickled:
