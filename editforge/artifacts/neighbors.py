@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editforge.artifacts.concepts import Name
 from editforge.errors import RecipeError
@@ -20,6 +20,8 @@ _HEADER = """\
 #   ignore    neither
 # `candidate: true` may become the target. similarity: 1 is the concept itself.
 # displacement: how far the word is from the concept; 0 would erase nothing.
+# `shell`: where unnamed neighbors are drawn. They are not listed: the seed draws the same ones again.
+# `nearest` names the words nearest to each, with cosines; `in_band` the words between the bounds.
 """
 
 
@@ -38,11 +40,46 @@ class Neighbor(_Data):
     reason: str = ""
 
 
+class MinedShell(_Data):
+    """Where one concept's unnamed neighbors lie, and how many are drawn; never the vectors.
+
+    `editforge.mine.shell.neighbors_of` draws them again from the seed, the concept and this block. Only
+    angles and the ratio distance / radius matter: the shell moves with the state it is put around.
+
+    Args:
+        radius: length of the bare name's state; `distance` (None: what cos_lo implies) belongs to it.
+        source: the word list that calibrated the bounds and that words beyond come from.
+        num_beyond: samples held outside, of which `beyond_shell_fraction` are drawn with radii of
+            out_lo to out_hi times r_hi, and the rest are words outside the band.
+        accepted: of `drawn` neighbors those that met all bounds.
+        in_band: words between the bounds, nearest first.
+        nearest: per neighbor the nearest words with their cosines.
+    """
+
+    source: str = "family"
+    radius: float
+    r_lo: float
+    r_hi: float
+    cos_lo: float
+    cos_hi: float
+    distance: float | None = None
+    num_neighbors: int = Field(ge=0)
+    num_beyond: int = Field(ge=0)
+    beyond_shell_fraction: float = Field(ge=0, le=1)
+    out_lo: float
+    out_hi: float
+    accepted: int = 0
+    drawn: int = 0
+    in_band: tuple[str, ...] = ()
+    nearest: tuple[dict[str, float], ...] = ()
+
+
 class Neighborhood(_Data):
-    """All named neighbors of one concept, nearest first, and how many words were passed over."""
+    """All neighbors of one concept: named ones nearest first, and the shell of the unnamed ones."""
 
     concept: Name
     passed_over: dict[str, int] = {}
+    shell: MinedShell | None = None
     words: tuple[Neighbor, ...] = ()
 
     def having(self, role: str) -> list[str]:
@@ -66,14 +103,30 @@ class Neighbors(_Data):
         return found[0] if found else Neighborhood(concept=name)
 
     def merged(self, other: Neighbors) -> Neighbors:
-        """Both lists; of two rows for one word the first stays."""
+        """Both lists and the first shell; of two rows for one word the first stays.
+
+        A first row that merely ignores a word, without a reason, takes the other's role.
+        """
         result = []
         for name in dict.fromkeys(entry.concept for entry in (*self.concepts, *other.concepts)):
             mine, theirs = self.of(name), other.of(name)
+            roles = {row.word: row.role for row in theirs.words}
+            words = [
+                row.model_copy(update={"role": roles.get(row.word, row.role)})
+                if row.role == "ignore" and not row.reason
+                else row
+                for row in mine.words
+            ]
             known = {row.word for row in mine.words}
-            words = (*mine.words, *(row for row in theirs.words if row.word not in known))
-            counts = {**theirs.passed_over, **mine.passed_over}
-            result.append(Neighborhood(concept=name, passed_over=counts, words=words))
+            words += [row for row in theirs.words if row.word not in known]
+            result.append(
+                Neighborhood(
+                    concept=name,
+                    passed_over={**theirs.passed_over, **mine.passed_over},
+                    shell=mine.shell or theirs.shell,
+                    words=tuple(words),
+                )
+            )
         return Neighbors(source=self.source, concepts=tuple(result))
 
     def save(self, folder: Path) -> None:

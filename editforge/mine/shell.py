@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editforge.artifacts.neighbors import MinedShell
 from editforge.errors import EditError
 
 FALLBACK = (0.70, 0.95)  # cos_lo, cos_hi where a word list is too short to calibrate them
@@ -47,12 +48,6 @@ class Shell:
     cos_lo: float
     cos_hi: float
     distance: float | None = None
-
-    def around(self, e: Tensor) -> Shell:
-        """The same angles, and the distance in proportion, around another state."""
-        size = float(e.double().norm())
-        distance = None if self.distance is None else self.distance * size / self.radius
-        return shell_of(e, distance, self.cos_lo, self.cos_hi)
 
 
 @dataclass(frozen=True)
@@ -133,6 +128,32 @@ def inside(e: Tensor, shell: Shell, points: Tensor) -> Tensor:
     cosine = center @ points / (center.norm() * points.norm(dim=0)).clamp(min=1e-300)
     near = distance <= (shell.distance or math.inf) * (1 + _SLACK)
     return near & (cosine >= shell.cos_lo - _SLACK) & (cosine <= shell.cos_hi + _SLACK)
+
+
+def shell_at(e: Tensor, mined: MinedShell) -> Shell:
+    """The mined bounds around a state of the same concept in another prompt or position."""
+    size = float(e.double().norm())
+    distance = None if mined.distance is None else mined.distance * size / mined.radius
+    return shell_of(e, distance, mined.cos_lo, mined.cos_hi)
+
+
+def neighbors_of(e: Tensor, mined: MinedShell, count: int, seed: int, *key: object) -> Tensor:
+    """Neighbors (d, count) of one state; the same for the same seed and key, wherever it is called.
+
+    Args:
+        e: (d,), the erased state at one position.
+        mined: `Neighbors.of(concept).shell`.
+        count: how many. Fewer is not a prefix of more.
+        seed: the recipe's.
+        key: concept name, then the position or the global sample index.
+    """
+    return sample_shell(e, shell_at(e, mined), count, keyed(seed, "neighbor", *key))
+
+
+def beyond_of(e: Tensor, mined: MinedShell, count: int, seed: int, *key: object) -> Tensor:
+    """Samples (d, count) outside the neighborhood of one state; keyed as `neighbors_of`."""
+    generator = keyed(seed, "beyond", *key)
+    return sample_beyond(e, shell_at(e, mined), mined.out_lo, mined.out_hi, count, generator)
 
 
 def keyed(seed: int, *key: object) -> torch.Generator:

@@ -74,7 +74,7 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
     similarity = inner / (norms[:, None] * sizes).clamp(min=1e-30)
     displacement = (norms.square()[:, None] - 2 * inner + sizes**2).clamp(min=0).sqrt() / sizes
     folded = [fold(word) for word in known.words]
-    erased = {fold(name) for concept in inputs.concepts for name in concept.names}
+    erased = {_key(name) for concept in inputs.concepts for name in concept.names}
     curated = config.words == "family" and context.model.family.words is not None
     found = []
     with context.bar(len(inputs.concepts), "mining") as bar:
@@ -138,10 +138,10 @@ class _Ranking:
     def _by_words(self, word: str, folded: str) -> str:
         if folded in self._aliases:
             return "alias"
-        same = _same_words(word, self._concept.name)
-        if same:
-            return same
-        if folded in self._erased:
+        for name in self._concept.names:
+            if same := same_words(word, name):
+                return same
+        if _key(word) in self._erased:
             return "erased too"
         return "blocklist" if folded in self._blocked else ""
 
@@ -194,7 +194,7 @@ def _synonym_ceiling(own: Tensor, metric: Tensor, config: VocabularyConfig) -> f
     return mean - config.synonym_margin if mean >= config.min_variant_similarity else None
 
 
-def _same_words(word: str, name: str) -> str:
+def same_words(word: str, name: str) -> str:
     """Why two names are one by spelling alone, or an empty text."""
     a, b = (fold(text).split() for text in (word, name))
     if [_singular(part) for part in a] == [_singular(part) for part in b]:
@@ -202,6 +202,11 @@ def _same_words(word: str, name: str) -> str:
     short, long = sorted(([_singular(p) for p in a], [_singular(p) for p in b]), key=len)
     spans = (long[i : i + len(short)] for i in range(len(long) - len(short) + 1))
     return "one contains the other" if short and short in list(spans) else ""
+
+
+def _key(name: str) -> str:
+    """One text for a name in all its spellings: folded, each word in the singular."""
+    return " ".join(_singular(part) for part in fold(name).split())
 
 
 def _singular(word: str) -> str:
