@@ -34,6 +34,7 @@ class System:
         rows: provenance of the erased concepts: {name, aliases, kind, target}.
         base_sha256: the base's digest.
         method: the edit that solved it; two methods' columns do not mean the same.
+        kin: words that mean what is erased, so that a background must not hold them.
         scatter: (d, d) second moment of the erased names' states, where the method uses one.
     """
 
@@ -44,6 +45,7 @@ class System:
     rows: tuple[dict[str, Any], ...]
     base_sha256: str
     method: str
+    kin: tuple[str, ...] = ()
     scatter: Tensor | None = None
 
     @property
@@ -69,6 +71,7 @@ class System:
             target=torch.cat([earlier.target, self.target], dim=1),
             erased_owner=(*earlier.erased_owner, *self.erased_owner),
             rows=(*earlier.rows, *self.rows),
+            kin=tuple(dict.fromkeys((*earlier.kin, *self.kin))),
         )
         if self.scatter is not None and earlier.scatter is not None:
             both = replace(both, scatter=self.scatter + earlier.scatter)
@@ -98,6 +101,7 @@ class System:
             "rows": self.rows,
             "base_sha256": self.base_sha256,
             "method": self.method,
+            "kin": self.kin,
         }
         tensors = {"erased": self.erased, "target": self.target}
         if self.scatter is not None:
@@ -119,7 +123,7 @@ class System:
             body = json.loads(metadata["editforge.system"])
             if body.pop("schema") != SCHEMA:
                 raise KeyError("schema")
-            for key in ("erased_owner", "preserve", "rows"):
+            for key in ("erased_owner", "preserve", "rows", "kin"):
                 body[key] = tuple(body[key])
             columns: dict[str, Any] = {name: value.double() for name, value in tensors.items()}
             system = cls(**columns, **body)

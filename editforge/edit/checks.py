@@ -25,7 +25,9 @@ class Limits(BaseModel):
     condition: tuple[float, float] = Field((1e8, 1e12), description="Of the Gram matrix.")
     change: tuple[float, float] = Field((1.0, 3.0), description="|B A| / |W|, worst map.")
     amplification: tuple[float, float] = Field((10.0, 30.0), description="Spectral norm of E.")
-    residual: tuple[float, float] = Field((0.05, 0.5), description="|E c - t| / |c - t|, by concept.")
+    residual: tuple[float, float] = Field(
+        (0.05, 0.5), description="|E c - t| / |c - t|, by concept."
+    )
     drift: float = Field(0.05, description="|E p - p| / |p|, worst preserve vector: warns only.")
 
 

@@ -21,38 +21,32 @@ from editforge.edit.vectors import Columns
 from editforge.errors import PackageError
 from editforge.families.vocabulary import cache_folder, word_list
 from editforge.files import read_tensors, write_safetensors
-from editforge.stages import Context, EditInputs
+from editforge.stages import Context
 
 _PIECE = 64  # names encoded at a time
 _CACHED_FROM = 2**28  # d * d * words; below it, encoding again is as fast as reading
 
 
 def background(
-    inputs: EditInputs,
     columns: Columns,
     source: str | None,
     limit: int,
     taken: Sequence[str],
     context: Context,
 ) -> Tensor:
-    """Second moment (d, d) of the words of `source` that are neither taken nor erased.
+    """Second moment (d, d) of the words of `source` that are not taken.
 
     Args:
-        inputs: names erased or passed over as the same word are taken off.
         columns: how a name is read.
         source: a word list, see `load_vocabulary`; None: nothing is held, a zero matrix.
         limit: a longer list is thinned evenly, so that frequent and rare words stay represented.
-        taken: further names to take off.
+        taken: names that are erased, mean the same, or are preserved by name.
         context: model, cache and progress.
     """
     width = context.model.family.text_width
     if source is None:
         return torch.zeros(width, width, dtype=torch.float64)
     out = {fold(word) for word in taken}
-    for concept in inputs.concepts:
-        out |= {fold(name) for name in concept.names}
-        near = inputs.neighbors.of(concept.name).words
-        out |= {fold(row.word) for row in near if row.reason or row.role == "erase"}
     words = list(word_list(context.model, source))
     if len(words) > limit:
         words = [words[index * len(words) // limit] for index in range(limit)]
@@ -79,9 +73,7 @@ def moment(columns: Columns, names: Sequence[str], width: int, bar: Any) -> Tens
     return total
 
 
-def _kept(
-    columns: Columns, words: Sequence[str], width: int, context: Context, bar: Any
-) -> Tensor:
+def _kept(columns: Columns, words: Sequence[str], width: int, context: Context, bar: Any) -> Tensor:
     if width * width * len(words) < _CACHED_FROM:
         return moment(columns, words, width, bar)
     key = sha256_json([context.model.digest, columns.rule, list(words)])

@@ -13,6 +13,8 @@ A that answer the concept's means with one, the one that answers everything held
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -21,7 +23,14 @@ from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.checks import Limits, check_solution
 from editforge.edit.held import background, moment
-from editforge.edit.names import erased_names, preserved_names, provenance_rows
+from editforge.edit.names import (
+    becomes,
+    erased_names,
+    kin,
+    preserved_names,
+    provenance_rows,
+    templates_of,
+)
 from editforge.edit.vectors import Columns
 from editforge.linalg import constrained, rank
 from editforge.registry import register
@@ -68,11 +77,12 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
         EditError: a check refuses, or two erased names are one to the encoder.
     """
     model, width = context.model, context.model.family.text_width
-    kinds = {concept.kind: _columns(concept.kind, config, context) for concept in inputs.concepts}
+    kinds = {str(concept.kind) for concept in inputs.concepts}
+    readers = {kind: _columns([kind], config, context) for kind in kinds}
     means, goals, owners = [], [], []
     scatter = torch.zeros(width, width, dtype=torch.float64)
     for concept in inputs.concepts:
-        columns, goal = kinds[concept.kind], inputs.targets.of(concept.name).target
+        columns, goal = readers[concept.kind], becomes(concept, inputs)
         names = erased_names(concept, inputs)
         columns.read_all([*names, goal])
         aim = _group_means(columns, columns.of(goal))
@@ -92,14 +102,13 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
         rows=provenance_rows(inputs),
         base_sha256=model.base_sha256,
         method="mean-shift",
+        kin=kin(inputs),
     )
     if inputs.earlier is not None:
         system = system.joined(inputs.earlier)
-    columns = _columns(inputs.concepts[0].kind, config, context)
-    taken = [*system.preserve, *system.names]
-    others = background(
-        inputs, columns, config.background, config.background_limit, taken, context
-    )
+    columns = _columns([str(row["kind"]) for row in system.rows], config, context)
+    taken = [*system.preserve, *system.names, *system.kin]
+    others = background(columns, config.background, config.background_limit, taken, context)
     with context.bar(len(system.preserve), "encoding what is preserved") as bar:
         G = config.preserve_weight * moment(columns, system.preserve, width, bar)
     G += config.background_weight * others
@@ -125,7 +134,12 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
         torch.cat(held, dim=1) if held else torch.zeros(width, 0, dtype=torch.float64),
     )
     checks = check_solution(
-        solution, vectors, (system.erased_owner, system.preserve), change, config.limits, context.say
+        solution,
+        vectors,
+        (system.erased_owner, system.preserve),
+        change,
+        config.limits,
+        context.say,
     )
     provenance = {
         "erased": list(system.rows),
@@ -137,8 +151,8 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance), system)
 
 
-def _columns(kind: str, config: MeanShiftConfig, context: Context) -> Columns:
-    templates = config.templates or context.model.family.templates.get(kind, ("{n}",))
+def _columns(kinds: Sequence[str], config: MeanShiftConfig, context: Context) -> Columns:
+    templates = config.templates or templates_of(kinds, context.model.family)
     return Columns(context.model, templates, "phrase", pads=config.pads)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from editforge.artifacts.concepts import Concept, fold
+from editforge.errors import RecipeError
+from editforge.families.schema import Family
 from editforge.stages import EditInputs
 
 
@@ -13,6 +17,39 @@ def erased_names(concept: Concept, inputs: EditInputs) -> list[str]:
     for name in (*concept.names, *marked):
         first.setdefault(fold(name), name)
     return list(first.values())
+
+
+def becomes(concept: Concept, inputs: EditInputs) -> str:
+    """The concept's target; an empty text is nothing.
+
+    Raises:
+        RecipeError: the target is a name, an alias or a marked neighbor of something erased.
+    """
+    target = inputs.targets.of(concept.name).target
+    for other in inputs.concepts:
+        names = {fold(name): name for name in erased_names(other, inputs)}
+        if fold(target) in names:
+            raise RecipeError(
+                f"{concept.name!r} cannot become what is erased itself",
+                got=f"{target!r}, a name of {other.name!r}",
+                next="name another target: --target TEXT",
+            )
+    return target
+
+
+def kin(inputs: EditInputs) -> tuple[str, ...]:
+    """Words that mean an erased concept, or part of it: erased or left alone, never held."""
+    words: dict[str, None] = {}
+    for concept in inputs.concepts:
+        near = inputs.neighbors.of(concept.name).words
+        words |= dict.fromkeys(row.word for row in near if row.reason or row.role == "erase")
+    return tuple(words)
+
+
+def templates_of(kinds: Sequence[str], family: Family) -> tuple[str, ...]:
+    """Templates of all kinds, each once, whatever the order of the concepts."""
+    found = [text for kind in sorted(set(kinds)) for text in family.templates.get(kind, ("{n}",))]
+    return tuple(dict.fromkeys(found))
 
 
 def preserved_names(inputs: EditInputs) -> list[str]:

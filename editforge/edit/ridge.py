@@ -7,6 +7,7 @@ low rank and ships as a LoRA without approximation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,7 +18,14 @@ from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.checks import Limits, check_solution
 from editforge.edit.held import background
-from editforge.edit.names import erased_names, preserved_names, provenance_rows
+from editforge.edit.names import (
+    becomes,
+    erased_names,
+    kin,
+    preserved_names,
+    provenance_rows,
+    templates_of,
+)
 from editforge.edit.vectors import Columns, NullRule, TokenRule
 from editforge.linalg import rank, solve
 from editforge.registry import register
@@ -44,8 +52,13 @@ class RidgeConfig(StageConfig):
     preserve_weight: float | Literal["inverse_count"] = Field(
         1.0, description="Higher: less drift. inverse_count: max(0.1, 1 / number preserved)."
     )
+    preserve_tokens: TokenRule | None = Field(
+        None, description="States that are held of each preserved prompt; null: as `tokens`."
+    )
+    preserve_empty: bool = Field(False, description="Hold the empty prompt like a preserved one.")
     background: str | None = Field(
-        None, description="Word list held softly as a whole: family, tokenizer or a file; null: none."
+        None,
+        description="Word list held softly as a whole: family, tokenizer or a file; null: none.",
     )
     background_weight: float = Field(
         1.0, ge=0, description="Weight of each background word. Higher: less drift, weaker erasure."
@@ -70,23 +83,24 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     Raises:
         EditError: a check refuses the solve; RecipeError: a text the encoder cannot read.
     """
-    columns = {str(c.kind): _columns(c.kind, config, context) for c in inputs.concepts}
-    main, width = columns[inputs.concepts[0].kind], context.model.family.text_width
-    system = _system(inputs, columns, context)
+    system, width = _system(inputs, config, context), context.model.family.text_width
     if inputs.earlier is not None:
         system = system.joined(inputs.earlier)
-    main.read_all(system.preserve)
-    kept = [main.of(name) for name in system.preserve]
+    kinds = [str(row["kind"]) for row in system.rows]
+    columns = _columns(kinds, config, context, config.preserve_tokens or config.tokens)
+    names = [*([""] if config.preserve_empty else []), *system.preserve]
+    columns.read_all(names)
+    kept = [columns.of(name) for name in names]
     preserve = torch.cat([torch.zeros(width, 0, dtype=torch.float64), *kept], dim=1)
-    owners = [name for name, X in zip(system.preserve, kept, strict=True) for _ in range(X.shape[1])]
+    owners = [name for name, X in zip(names, kept, strict=True) for _ in range(X.shape[1])]
     hold = config.preserve_weight
     if hold == "inverse_count":
-        hold = max(0.1, 1 / max(len(system.preserve), 1))
+        hold = max(0.1, 1 / max(len(names), 1))
     held = None
     if config.background is not None:
-        taken = [*system.preserve, *system.names]
+        taken = [*system.preserve, *system.names, *system.kin]
         held = config.background_weight * background(
-            inputs, main, config.background, config.background_limit, taken, context
+            columns, config.background, config.background_limit, taken, context
         )
     n, m = system.erased.shape[1], preserve.shape[1]
     solution = solve(
@@ -122,20 +136,25 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
         "preserve": list(system.preserve),
         "checks": checks,
     }
-    exact = rank(shift, solution.A)
+    # `tensor` scales C by map, so the change has the rank of its columns, not of T - C
+    exact = rank(shift if config.values == "replace" else solution.A.T, solution.A)
     return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance), system)
 
 
-def _columns(kind: str, config: RidgeConfig, context: Context) -> Columns:
-    templates = config.templates or context.model.family.templates.get(kind, ("{n}",))
-    return Columns(context.model, templates, config.tokens, config.null_vector)
+def _columns(
+    kinds: Sequence[str], config: RidgeConfig, context: Context, tokens: TokenRule
+) -> Columns:
+    templates = config.templates or templates_of(kinds, context.model.family)
+    return Columns(context.model, templates, tokens, config.null_vector)
 
 
-def _system(inputs: EditInputs, columns: dict[str, Columns], context: Context) -> System:
+def _system(inputs: EditInputs, config: RidgeConfig, context: Context) -> System:
     """Erased and target columns of every name, alias and neighbor marked `erase`."""
     erased, target, owners = [], [], []
+    kinds = {str(concept.kind) for concept in inputs.concepts}
+    columns = {kind: _columns([kind], config, context, config.tokens) for kind in kinds}
     for concept in inputs.concepts:
-        goal, names = inputs.targets.of(concept.name).target, erased_names(concept, inputs)
+        goal, names = becomes(concept, inputs), erased_names(concept, inputs)
         columns[concept.kind].read_all([*names, goal])
         for name in names:
             C, T = columns[concept.kind].pair(name, goal)
@@ -150,6 +169,7 @@ def _system(inputs: EditInputs, columns: dict[str, Columns], context: Context) -
         rows=provenance_rows(inputs),
         base_sha256=context.model.base_sha256,
         method="ridge",
+        kin=kin(inputs),
     )
 
 

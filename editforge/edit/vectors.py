@@ -28,11 +28,13 @@ class Columns:
         model: whose encoder reads the prompts.
         templates: with {n} for the name, {a} for the name with its article.
         tokens: `subject`, the name's last token; `subject_eot`, it and the end of text; `aligned`,
-            from the last token to the window's end, cut to the shorter side; `all`, every position
-            behind begin of text (whose state is the same for every prompt); `phrase`, the last token,
-            the end of text and `pads` of the padding positions, evenly spaced.
+            from the last token to the window's end, the longer side cut at its end; `all`, every
+            position behind begin of text (whose state is the same for every prompt, so it is held
+            but never erased); `phrase`, the last token, the end of text and `pads` of the padding
+            positions, evenly spaced.
         null_vector: what "nothing" is: the begin-of-text state, position 1 of the empty prompt
-            (`eot`, it has read the whole prompt), or the mean of its padding states.
+            (`eot`, it has read the whole prompt), or the mean of its padding states. Under `aligned`
+            the empty prompt is read position by position, from the first (`bos`) or second (`eot`).
         pads: padding positions of the rule `phrase`.
     """
 
@@ -59,7 +61,11 @@ class Columns:
         """Of rule `phrase`: the columns of `of(name)` that are last tokens, ends, and paddings."""
         step, count = 2 + self._pads, len(self._templates)
         tails = [row * step + 2 + pad for row in range(count) for pad in range(self._pads)]
-        return [[row * step for row in range(count)], [row * step + 1 for row in range(count)], tails]
+        return [
+            [row * step for row in range(count)],
+            [row * step + 1 for row in range(count)],
+            tails,
+        ]
 
     @property
     def rule(self) -> list[object]:
@@ -69,6 +75,9 @@ class Columns:
     def read_all(self, names: Sequence[str]) -> None:
         """Encode all prompts of `names` in large batches; later calls find them."""
         prompts = [self._fill(text, name) for name in names for text in self._templates]
+        if "" in prompts and "" not in self._states:
+            # always in the whole window: the mean of its padding must not depend on its company
+            self._states[""] = self._encoder.encode([""])[0]
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._states]
         if not missing:
             return
@@ -94,8 +103,8 @@ class Columns:
             own = self._positions(text, name)
             other = self._positions(text, target) if target else own
             k = min(len(own), len(other))  # only `aligned` has sides of unequal length
-            goal = self._at(text, target, other[-k:]) if target else self._nothing(k)
-            sides.append((self._at(text, name, own[-k:]), goal))
+            goal = self._at(text, target, other[:k]) if target else self._nothing(k)
+            sides.append((self._at(text, name, own[:k]), goal))
         C = torch.cat([erased for erased, _ in sides], dim=1)
         T = torch.cat([goal for _, goal in sides], dim=1)
         if torch.equal(C, T):
@@ -106,9 +115,9 @@ class Columns:
         return C, T
 
     def of(self, name: str) -> Tensor:
-        """Columns (d, k) of one name; of the empty prompt for the empty name."""
+        """Columns (d, k) of one name; of the empty prompt for the empty name. `all` includes the begin."""
         self.read_all([name])
-        parts = [self._at(text, name, self._positions(text, name)) for text in self._templates]
+        parts = [self._at(text, name, self._positions(text, name, 0)) for text in self._templates]
         return torch.cat(parts, dim=1)
 
     def _fill(self, text: str, name: str) -> str:
@@ -116,7 +125,7 @@ class Columns:
             return ""
         return text.replace("{a}", with_article(name)).replace("{n}", name)
 
-    def _positions(self, text: str, name: str) -> list[int]:
+    def _positions(self, text: str, name: str, first: int = 1) -> list[int]:
         last = end = 1
         if name:
             span = self._encoder.span(self._fill(text, name), name)
@@ -127,15 +136,18 @@ class Columns:
         if self._tokens == "subject_eot":
             return [last, end]
         if self._tokens == "phrase":
-            first = min(end + 1, window - 1)
-            spaced = torch.linspace(first, window - 1, self._pads).long().tolist()
+            padding = min(end + 1, window - 1)
+            spaced = torch.linspace(padding, window - 1, self._pads).long().tolist()
             return [last, end, *spaced]
-        return list(range(last if self._tokens == "aligned" else 1, window))
+        return list(range(last if self._tokens == "aligned" else first, window))
 
     def _at(self, text: str, name: str, positions: Sequence[int]) -> Tensor:
         return self._states[self._fill(text, name)][list(positions)].T.double()
 
     def _nothing(self, count: int) -> Tensor:
         empty = self._states[""].double()
+        if self._tokens == "aligned" and self._null != "pad_mean":
+            first = 0 if self._null == "bos" else 1
+            return empty[first : first + count].T
         column = {"bos": empty[0], "eot": empty[1], "pad_mean": empty[2:].mean(dim=0)}[self._null]
         return column[:, None].repeat(1, count)
