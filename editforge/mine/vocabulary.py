@@ -141,7 +141,7 @@ class _Ranking:
         for name in self._concept.names:
             if same := same_words(word, name):
                 return same
-        if _key(word) in self._erased:
+        if not self._erased.isdisjoint(_spans(word)):
             return "erased too"
         return "blocklist" if folded in self._blocked else ""
 
@@ -207,6 +207,13 @@ def same_words(word: str, name: str) -> str:
 def _key(name: str) -> str:
     """One text for a name in all its spellings: folded, each word in the singular."""
     return " ".join(_singular(part) for part in fold(name).split())
+
+
+def _spans(name: str) -> set[str]:
+    """The keys of a name and of every phrase inside it."""
+    parts = _key(name).split()
+    count = len(parts)
+    return {" ".join(parts[i:j]) for i in range(count) for j in range(i + 1, count + 1)}
 
 
 def _singular(word: str) -> str:
