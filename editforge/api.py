@@ -21,8 +21,8 @@ def erase(
     method: str = "default",
     target: str | None = None,
     preserve: Sequence[str] | None = None,
-    strength: float = 1.0,
-    seed: int = 0,
+    strength: float | None = None,
+    seed: int | None = None,
     options: Sequence[str] = (),
     family: str | None = None,
     progress: bool = True,
@@ -35,8 +35,8 @@ def erase(
         method: a method name or a recipe file.
         target: what they become; None chooses.
         preserve: what must not move besides the target; None preserves what lies nearest.
-        strength: 1 is the method's own edit; higher is stronger.
-        seed: of methods that draw.
+        strength: 1 is the method's own edit; higher is stronger. None: the recipe's.
+        seed: of methods that draw. None: the recipe's.
         options: `stage.key=value` texts, as `--set` takes them.
         family: None detects it from the pipeline.
         progress: bars on stderr.
@@ -50,9 +50,8 @@ def erase(
     listed = [concepts] if isinstance(concepts, str) else list(concepts)
     overrides: dict[str, Any] = {
         "concepts": [{"name": row} if isinstance(row, str) else row for row in listed],
-        "strength": strength,
-        "seed": seed,
     }
+    overrides |= {k: v for k, v in (("strength", strength), ("seed", seed)) if v is not None}
     if target is not None:
         overrides["target"] = {"use": "fixed", "text": target}
     if preserve is not None:

@@ -31,6 +31,8 @@ from editforge.disk import dump_yaml, parse_yaml, read_yaml
 from editforge.resources import resource_folder
 from editforge.stages import StageConfig
 
+# Text, whatever it looks like: a commit may be 12e4567.
+_TEXT = ("method", "preset", "model", "concepts", "preserve", "continue_from")
 _NUMBER_AS_TEXT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -148,7 +150,7 @@ def resolve(
     chosen = asked or body.get("preset", "editforge")
     layers = [_defaults(), body]
     if chosen != "editforge":
-        if chosen not in presets:
+        if not isinstance(chosen, str) or chosen not in presets:
             raise RecipeError(
                 f"method {name} has no preset {chosen!r}",
                 allowed=did_you_mean(str(chosen), ["editforge", *presets]),
@@ -160,7 +162,7 @@ def resolve(
         merged = _merge(merged, layer)
     for text in sets:
         merged = _set(merged, text)
-    _refuse_numbers_as_text(merged, "")
+    _refuse_numbers_as_text({k: v for k, v in merged.items() if k not in _TEXT}, "")
     return _validate(merged)
 
 

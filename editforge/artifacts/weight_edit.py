@@ -101,7 +101,9 @@ class WeightEdit:
                 next="edit one base with both concepts: editforge erase X Y",
             )
         factors = {
-            name: _sum(self.factors.get(name), self.strength, other.factors.get(name), other.strength)
+            name: _sum(
+                self.factors.get(name), self.strength, other.factors.get(name), other.strength
+            )
             for name in sorted({*self.factors, *other.factors})
         }
         dense = {
@@ -240,9 +242,13 @@ class WeightEdit:
                 name: LowRank(tensors[f"B.{name}"], tensors[shared])
                 for name, shared in body["shared"].items()
             }
-            dense = {n.removeprefix("dense."): t for n, t in tensors.items() if n.startswith("dense.")}
-            strength, rank = float(body["strength"]), body["exact_rank"]
-            return cls(factors, dense, strength, rank, body["provenance"])
+            dense = {
+                n.removeprefix("dense."): t for n, t in tensors.items() if n.startswith("dense.")
+            }
+            strength, rank, told = float(body["strength"]), body["exact_rank"], body["provenance"]
+            if not isinstance(told, dict) or not (rank is None or isinstance(rank, int)):
+                raise TypeError(f"exact_rank {rank!r}, provenance {type(told).__name__}")
+            return cls(factors, dense, strength, rank, told)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PackageError(
                 f"{path.name} is not a WeightEdit of this version",
@@ -308,6 +314,12 @@ def _parameter(pipe: Any, name: str) -> nn.Parameter:
 
 def _sum(a: LowRank | None, scale_a: float, b: LowRank | None, scale_b: float) -> LowRank:
     pairs = [(pair, scale) for pair, scale in ((a, scale_a), (b, scale_b)) if pair is not None]
+    if len({pair.shape for pair, _ in pairs}) > 1:
+        raise EditError(
+            "the two edits belong to different base models",
+            got=" and ".join(str(pair.shape) for pair, _ in pairs),
+            next="edit one base with both concepts: editforge erase X Y",
+        )
     left = torch.cat([pair.B.double() * scale for pair, scale in pairs], dim=1)
     right = torch.cat([pair.A.double() for pair, _ in pairs], dim=0)
     return LowRank(left, right)
@@ -326,9 +338,10 @@ def _reduce(pair: LowRank, tolerance: float) -> LowRank:
 
 
 def _square_norm(pair: LowRank) -> float:
-    """|B A|_F^2 = trace(B^T B A A^T), without forming B A."""
-    B, A = pair.B.double(), pair.A.double()
-    return float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0))
+    """Squared norm of B A, without forming it; by QR two equal edits differ by 1e-16, not 1e-8."""
+    _, left = torch.linalg.qr(pair.B.double())
+    _, right = torch.linalg.qr(pair.A.double().T)
+    return float((left @ right.T).square().sum())
 
 
 def _base(edit: WeightEdit) -> str:

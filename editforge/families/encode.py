@@ -91,7 +91,9 @@ class TextEncoder:
         raise RecipeError(f"{phrase!r} is not a phrase of the prompt", got=repr(prompt))
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str], *, window: int | None = None, batch: int = 256) -> Tensor:
+    def encode(
+        self, prompts: Sequence[str], *, window: int | None = None, batch: int = 256
+    ) -> Tensor:
         """States (n, window, d), float32, on the CPU.
 
         Args:

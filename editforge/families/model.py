@@ -137,6 +137,7 @@ class Model:
 
     def _load(self, absent: dict[str, None], dtype: torch.dtype | None) -> Any:
         import diffusers
+        from safetensors import SafetensorError
 
         try:
             cls = getattr(diffusers, self.family.match.pipeline)
@@ -148,7 +149,7 @@ class Model:
                 dtype=dtype,
                 **absent,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise FamilyError(
                 "this pipeline folder does not load",
                 got=" ".join(str(error).split())[:300],
@@ -166,7 +167,8 @@ class Model:
         files = {
             str(path.relative_to(self.folder)): path
             for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.suffix in (".json", ".txt", ".safetensors")
+            if path.is_file()
+            and path.suffix in (".json", ".txt", ".safetensors")
             and not any(part.startswith(".") for part in path.relative_to(self.folder).parts)
         }
         return _digest(files)

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from editforge.errors import FamilyError, did_you_mean
 from editforge.disk import read_yaml
@@ -60,9 +60,9 @@ class Family(_Data):
     name: str
     title: str
     match: Match
-    text: tuple[TextSlice, ...]
+    text: tuple[TextSlice, ...] = Field(min_length=1)
     denoiser: str = "unet"
-    modules: dict[str, ModulePattern]
+    modules: dict[str, ModulePattern] = Field(min_length=1)
     exports: tuple[Export, ...]
     kohya: dict[str, str] | None = Field(
         None, description="Prediction type to ss_base_model_version; null: no kohya file."
@@ -76,6 +76,15 @@ class Family(_Data):
     templates: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="Per kind, with {n} the name, {a} the name with article."
     )
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Family:
+        if self.match.text_width != self.text_width:
+            raise ValueError(
+                f"match.text_width is {self.match.text_width}, the text slices add up to "
+                f"{self.text_width}"
+            )
+        return self
 
     @property
     def text_width(self) -> int:
@@ -96,7 +105,9 @@ class Family(_Data):
         for group, rule in self.modules.items():
             found[group] = [path for path in paths if fnmatchcase(path, rule.pattern)]
             if len(found[group]) != rule.expect:
-                endings = sorted({".".join(path.split(".")[-2:]) for path in paths if "attn" in path})
+                endings = sorted(
+                    {".".join(path.split(".")[-2:]) for path in paths if "attn" in path}
+                )
                 raise FamilyError(
                     f"{len(found[group])} modules of this model match {rule.pattern!r}, "
                     f"family {self.name} has {rule.expect}",
