@@ -115,7 +115,7 @@ class Columns:
         return C, T
 
     def of(self, name: str) -> Tensor:
-        """Columns (d, k) of one name; of the empty prompt for the empty name. `all` includes the begin."""
+        """Columns (d, k) of one name, or of the empty prompt; `all` includes begin of text."""
         self.read_all([name])
         parts = [self._at(text, name, self._positions(text, name, 0)) for text in self._templates]
         return torch.cat(parts, dim=1)
