@@ -6,7 +6,7 @@ CONCEPT ?= violin
 OUTPUT ?= runs/$(shell echo "$(CONCEPT)" | tr 'A-Z ' 'a-z-')
 BIN := .venv/bin
 # One thread per test process: two processes with two threads each fight over two cores.
-TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
 .PHONY: help erase test test-slow style quality speed benchmark card-preview sizes docs-check clean
