@@ -85,13 +85,7 @@ def test_a_missing_model_file_is_named(name, words, base):
     assert not (base.parent / "run/package").exists()
 
 
-# families/model.py catches OSError, ValueError and KeyError; SafetensorError is none of them.
-DAMAGED_TEXT = pytest.param(
-    TEXT, marks=pytest.mark.xfail(reason="a damaged text encoder escapes as SafetensorError")
-)
-
-
-@pytest.mark.parametrize("name", [UNET, DAMAGED_TEXT])
+@pytest.mark.parametrize("name", [UNET, TEXT])
 @pytest.mark.parametrize("kept", [0, 7, 1000, -1])
 def test_truncated_weights_are_refused(name, kept, base):
     data = (base / name).read_bytes()
@@ -241,16 +235,7 @@ HOSTILE = {
 }
 
 
-NO_TEXT = "a preset that is a mapping"
-NAMES = [
-    pytest.param(name, marks=pytest.mark.xfail(reason="recipe.resolve looks it up before it asks"))
-    if name == NO_TEXT
-    else name
-    for name in HOSTILE
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_recipe_is_refused_in_a_second(name, tmp_path):
     data, words = HOSTILE[name]
     (tmp_path / "recipe.yaml").write_bytes(data)

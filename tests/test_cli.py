@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from editforge.cli.main import app
+from editforge.cli.output import guarded
 from tests.command import QUICK, UNJUDGED, editforge, fresh
 
 VERBS = ("erase", "run", "evaluate", "package", "push", "verify", "inspect", "doctor", "list")
@@ -351,3 +352,11 @@ def test_cheap_examples_of_help_run(line, run, tmp_path):
     done = editforge(*shlex.split(line)[1:], cwd=tmp_path)
     assert done.code == 0, done.err
     assert done.out.strip()
+
+
+def test_a_bug_does_not_look_like_a_failed_gate(capsys):
+    def broken() -> int:
+        raise ZeroDivisionError("ours")
+
+    assert guarded(broken) == 70
+    assert "Traceback" in capsys.readouterr().err

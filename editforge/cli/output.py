@@ -1,4 +1,4 @@
-"""Manners: data on stdout, everything else on stderr, one JSON object last, four exit codes."""
+"""Manners: data on stdout, everything else on stderr, one JSON object last, five exit codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from editforge.errors import EditforgeError
 
-DONE, GATE_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, GATE_FAILED, BAD_INPUT, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 
 
 class Output:
@@ -49,8 +49,8 @@ class Output:
 def guarded(call: Callable[[], int]) -> int:
     """Run one command; turn what a user can mend into a message, never into a traceback.
 
-    EDITFORGE_DEBUG=1 (or --debug) shows the traceback of those too. Anything else is a bug and
-    shows its own.
+    EDITFORGE_DEBUG=1 (or --debug) shows the traceback of those too. Anything else is a bug: it shows
+    its own, and exits with 70, so that no script takes it for a failed gate.
     """
     try:
         return call()
@@ -70,13 +70,17 @@ def guarded(call: Callable[[], int]) -> int:
             errno.EFBIG: "the file is larger than this system allows",
         }
         if error.errno not in kinds:
-            raise
+            traceback.print_exc()
+            return BUG
         _show(
             f"{kinds[error.errno]}\n  got:     {error.filename or error}\n"
             "  next:    make room or choose --output ELSEWHERE, then run the same command: "
             "finished stages are kept"
         )
         return BAD_INPUT
+    except Exception:
+        traceback.print_exc()
+        return BUG
 
 
 def _show(text: str) -> None:
