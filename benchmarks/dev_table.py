@@ -91,7 +91,8 @@ def table(rows: list[dict]) -> str:
     erased = sum(row["presence_name"]["value"] <= 0.1 for row in rows)
     kept = sum(row["retention_near"]["value"] >= 0.8 for row in rows)
     both = sum(
-        row["presence_name"]["value"] <= 0.1 and row["retention_near"]["value"] >= 0.8 for row in rows
+        row["presence_name"]["value"] <= 0.1 and row["retention_near"]["value"] >= 0.8
+        for row in rows
     )
     passed = sum(row["status"] == "erased" for row in rows)
 
@@ -104,9 +105,7 @@ def table(rows: list[dict]) -> str:
         f"| {average('presence_alias')} ({average('presence_alias_base')}) "
         f"| {average('retention_near')} | {average('retention_far')} | {passed} of {len(rows)} pass |"
     )
-    note = (
-        f"\nName at most 0.1: {erased} of {len(rows)}; near kept at least 0.8: {kept}; both: {both}."
-    )
+    note = f"\nName at most 0.1: {erased} of {len(rows)}; near kept at least 0.8: {kept}; both: {both}."
     return "\n".join([*head, *(line(row) for row in rows), tail, note])
 
 

@@ -121,5 +121,10 @@ def dump_yaml(value: object) -> str:
             return True
 
     return yaml.dump(
-        value, Dumper=_Plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+        value,
+        Dumper=_Plain,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
     )

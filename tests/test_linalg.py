@@ -80,7 +80,8 @@ def test_a_pair_listed_twice_equals_the_pair_with_twice_the_weight():
     C, T, P = problem(2, 6)
     lam = {"ridge": 0.3, "ridge_scale": "absolute"}
     twice = null_operator(
-        torch.cat([C, C[:, :1]], 1), torch.cat([T, T[:, :1]], 1),
+        torch.cat([C, C[:, :1]], 1),
+        torch.cat([T, T[:, :1]], 1),
         factor(torch.cat([C, C[:, :1]], 1), P, **lam).A,
     )
     heavy = factor(C, P, erase_weight=torch.tensor([2.0, 1.0], dtype=torch.float64), **lam).A
@@ -161,7 +162,9 @@ def test_a_sum_of_edits_is_the_joint_solution_only_without_interaction():
     )
     pair = torch.cat([a, b], 1)
     joint = null_operator(pair, T, factor(pair, P, **lam).A)
-    alone = [null_operator(pair[:, [i]], T[:, [i]], factor(pair[:, [i]], P, **lam).A) for i in (0, 1)]
+    alone = [
+        null_operator(pair[:, [i]], T[:, [i]], factor(pair[:, [i]], P, **lam).A) for i in (0, 1)
+    ]
     torch.testing.assert_close(alone[0] + alone[1] - eye, joint, rtol=1e-9, atol=1e-9)
 
 
@@ -182,10 +185,10 @@ def test_amplification_is_the_spectral_norm_of_the_operator(n):
 
 
 def test_a_singular_system_is_refused_and_a_regular_one_without_ridge_is_solved():
-    C, T, P = problem(2, 4)
+    C, _, P = problem(2, 4)
     with pytest.raises(EditError, match="singular without a ridge"):
         factor(C, P, ridge=0.0)
-    C, T, P = problem(2, 40)
+    C, _, P = problem(2, 40)
     assert torch.isfinite(factor(C, P, ridge=0.0).A).all()
 
 

@@ -1,0 +1,1 @@
+"""What passes between stages: small, checked, saved as text or safetensors."""

@@ -8,8 +8,8 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editforge.artifacts.concepts import Name
-from editforge.errors import RecipeError
 from editforge.disk import dump_yaml, read_yaml, write_text
+from editforge.errors import RecipeError
 
 SCHEMA = "editforge.neighbors/1"
 T = TypeVar("T", bound=BaseModel)

@@ -1,0 +1,1 @@
+"""Closed-form edits: one factor for all maps, exact low rank."""

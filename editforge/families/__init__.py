@@ -1,0 +1,1 @@
+"""Where text enters a model, as data; models and their text encoders."""

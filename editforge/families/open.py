@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from editforge.disk import sha256_file, sha256_json
 from editforge.errors import FamilyError, HubError
 from editforge.families.config import ModelConfig
 from editforge.families.model import Model, Origin
-from editforge.disk import sha256_file, sha256_json
 from editforge.files import read_header
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -6,6 +6,7 @@ in the user's cache folder under a hash of encoder weights and words. A damaged 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from editforge.disk import sha256_json
 from editforge.errors import PackageError, RecipeError
 from editforge.families.model import TextModel
-from editforge.disk import sha256_json
 from editforge.files import read_tensors, write_safetensors
 
 _CACHED_FROM = 2_000  # words; shorter lists encode in seconds
@@ -53,10 +54,10 @@ def load_vocabulary(model: TextModel, source: str, progress: Any = None) -> Voca
     if bar is not None:
         bar.close()
     if len(words) >= _CACHED_FROM:
-        try:
+        with contextlib.suppress(
+            OSError
+        ):  # a cache that cannot be written costs time, never the run
             write_safetensors(path, {"vectors": vectors}, {})
-        except OSError:
-            pass  # a cache that cannot be written costs time, never the run
     return Vocabulary(words, vectors)
 
 

@@ -1,0 +1,1 @@
+"""Neighbors of what is erased."""

@@ -40,10 +40,16 @@ class PerturbationConfig(StageConfig):
         "calibrated", description="Cosine bounds left null: from the words, or 0.70 and 0.95."
     )
     cos_lo: float | None = Field(
-        None, gt=0, lt=1, description="S1, the smallest cosine of a neighbor. Lower: farther neighbors."
+        None,
+        gt=0,
+        lt=1,
+        description="S1, the smallest cosine of a neighbor. Lower: farther neighbors.",
     )
     cos_hi: float | None = Field(
-        None, gt=0, le=1, description="S2, the largest. Lower: a wider core around the concept itself."
+        None,
+        gt=0,
+        le=1,
+        description="S2, the largest. Lower: a wider core around the concept itself.",
     )
     distance: float | None = Field(
         None, gt=0, description="D1, the largest |eta|; null: what cos_lo implies. Higher: farther."
@@ -59,8 +65,12 @@ class PerturbationConfig(StageConfig):
     beyond_shell_fraction: float = Field(
         0.25, ge=0, le=1, description="Share of num_beyond that are no words but points of a shell."
     )
-    out_lo: float = Field(1.5, gt=1, description="Inner radius of that shell, in outer radii of ours.")
-    out_hi: float = Field(3.0, gt=1, description="Its outer radius. Higher: farther points are held.")
+    out_lo: float = Field(
+        1.5, gt=1, description="Inner radius of that shell, in outer radii of ours."
+    )
+    out_hi: float = Field(
+        3.0, gt=1, description="Its outer radius. Higher: farther points are held."
+    )
     num_listed: int = Field(32, ge=0, description="Words inside the band listed, nearest first.")
     num_nearest: int = Field(3, ge=0, description="Words named beside each neighbor.")
 

@@ -114,7 +114,9 @@ def draw_shell(e: Tensor, shell: Shell, count: int, generator: torch.Generator) 
         points = _tangents(e, shell.r_lo, shell.r_hi, count - found, generator)
         drawn += points.shape[1]
         if drawn > 100 * count:
-            raise EditError("the shell belongs to another state", got=f"length {float(e.norm()):.4g}")
+            raise EditError(
+                "the shell belongs to another state", got=f"length {float(e.norm()):.4g}"
+            )
         parts.append(points[:, inside(e, shell, points)])
         found += parts[-1].shape[1]
     points = torch.cat(parts, dim=1) if parts else torch.zeros(len(e), 0, dtype=torch.float64)

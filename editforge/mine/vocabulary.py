@@ -36,7 +36,9 @@ class VocabularyConfig(StageConfig):
         0.5, ge=0, description="A target must be at least this far away. Higher: surer erasure."
     )
     synonym_margin: float = Field(
-        0.05, ge=0, description="Below the mean similarity of spelling variants. Higher: more synonyms."
+        0.05,
+        ge=0,
+        description="Below the mean similarity of spelling variants. Higher: more synonyms.",
     )
     min_variant_similarity: float = Field(
         0.6, description="Below it, spelling variants say nothing about synonyms: see skip_top."

@@ -1,0 +1,1 @@
+"""What an erased concept becomes, and what must not move."""

@@ -119,7 +119,9 @@ class _Problem:
         moved = (leak_u[None] - weight * shared[:, None] * (solved.T @ words.T)).square()
         ranked = []
         for index, row in enumerate(rows):
-            others = [j for j, word in enumerate(affected) if word != at[index]][: self._config.num_affected]
+            others = [j for j, word in enumerate(affected) if word != at[index]][
+                : self._config.num_affected
+            ]
             damage = float(moved[index, others].mean()) if others else 0.0
             ranked.append(
                 Candidate(

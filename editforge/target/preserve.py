@@ -18,7 +18,9 @@ def preserve_list(inputs: TargetInputs, targets: Sequence[Target]) -> tuple[Pres
     """
     erased = {fold(name): name for concept in inputs.concepts for name in concept.names}
     rows = [
-        Preserved(word=row.target, reason=f"target of {row.concept}") for row in targets if row.target
+        Preserved(word=row.target, reason=f"target of {row.concept}")
+        for row in targets
+        if row.target
     ]
     if inputs.preserve is not None:
         both = [word for word in inputs.preserve if fold(word) in erased]
