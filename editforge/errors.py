@@ -38,6 +38,10 @@ class RecipeError(EditforgeError):
     """What the user asked for cannot be: a key, a value, a name, a combination."""
 
 
+class PresetUnavailable(RecipeError):
+    """A preset that would need constants nobody published; they are listed, none is invented."""
+
+
 class FamilyError(EditforgeError):
     """The model is not one we know, or not in the shape we know it in."""
 

@@ -179,6 +179,16 @@ def rank(left: Tensor, right: Tensor, tolerance: float = 1e-9) -> int:
     return int((sigma > tolerance * largest).sum()) if largest > 0 else 0
 
 
+def truncated(left: Tensor, right: Tensor, keep: int) -> tuple[Tensor, Tensor, float]:
+    """The best rank-`keep` factors of left (o, r) @ right (r, d), and the relative Frobenius error."""
+    a, core_left = torch.linalg.qr(left.double())
+    b, core_right = torch.linalg.qr(right.double().T)
+    u, sigma, vh = torch.linalg.svd(core_left @ core_right.T)
+    root = sigma[:keep].sqrt()
+    lost = float(sigma[keep:].norm() / sigma.norm().clamp(min=1e-300))
+    return (a @ u[:, :keep]) * root, root[:, None] * (vh[:keep] @ b.T), lost
+
+
 def _check_inputs(
     C: Tensor, P: Tensor, w_e: Tensor, w_p: Tensor, ridge: float, moment: Tensor | None
 ) -> None:

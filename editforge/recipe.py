@@ -1,4 +1,4 @@
-"""What the user asked for: one frozen model, built from defaults, a method, a preset and the user's keys.
+"""What the user asked for: one frozen model, from defaults, a method, a preset and the user's keys.
 
 Layers, later ones win: pipelines/default.yaml, the method's file, its preset, the user's recipe, the
 command line. Mappings merge key by key; a stage with another `use` replaces the whole stage, because
@@ -25,9 +25,9 @@ from pydantic import (
 
 from editforge import registry
 from editforge.artifacts.concepts import Concept, Name, fold
-from editforge.errors import EditforgeError, RecipeError, did_you_mean
-from editforge.families.config import ModelConfig
 from editforge.disk import dump_yaml, parse_yaml, read_yaml
+from editforge.errors import EditforgeError, PresetUnavailable, RecipeError, did_you_mean
+from editforge.families.config import ModelConfig
 from editforge.resources import resource_folder
 from editforge.stages import StageConfig
 
@@ -93,7 +93,8 @@ class Recipe(_Section):
     seed: int = Field(0, ge=0, lt=2**63)
     strength: float = Field(1.0, description="1 is the method's own edit, 0 the base bit for bit.")
     continue_from: str | None = Field(
-        None, description="A run or solve.safetensors of an earlier edit, solved jointly with this one."
+        None,
+        description="A run or solve.safetensors of an earlier edit, solved jointly with this one.",
     )
     mine: Annotated[tuple[Mine, ...] | None, BeforeValidator(_listed)] = None
     target: Annotated[SerializeAsAny[StageConfig], _stage("target")]
@@ -139,17 +140,26 @@ def resolve(
         preset: overrides the recipe's preset.
 
     Raises:
-        RecipeError: unknown method, preset or key with the nearest ones; an impossible combination.
+        RecipeError: unknown method, preset or key with the nearest ones; an impossible combination;
+            PresetUnavailable: the preset's constants were never published.
     """
     own = _read_source(source)
     name = own.get("method", "default")
     body = dict(_method(name))
     presets = body.pop("presets", {})
-    body.pop("about", None)
+    about = body.pop("about", {})
     asked = preset or (overrides or {}).get("preset") or own.get("preset")
     chosen = asked or body.get("preset", "editforge")
     layers = [_defaults(), body]
     if chosen != "editforge":
+        unpublished = about.get("unpublished", {})
+        if isinstance(chosen, str) and chosen in unpublished:
+            raise PresetUnavailable(
+                f"the preset {chosen} of {name} cannot be: its constants are published nowhere",
+                got="missing: " + ", ".join(unpublished[chosen]),
+                allowed=", ".join(["editforge", *presets]),
+                next=f"--method {name} without --preset; --set takes what you know",
+            )
         if not isinstance(chosen, str) or chosen not in presets:
             raise RecipeError(
                 f"method {name} has no preset {chosen!r}",
@@ -216,6 +226,11 @@ def _set(body: dict[str, Any], text: str) -> dict[str, Any]:
     parsed = _numbers(parse_yaml(value, "--set"))
     path = key.split(".")
     node = body = dict(body)
+    if len(path) > 2 and isinstance(body.get(path[0]), list):  # mine.perturbation.num_neighbors=8
+        entries = [dict(entry) for entry in body[path[0]]]
+        named = [entry for entry in entries if entry.get("use") == path[1]]
+        if len(named) == 1:
+            body[path[0]], node, path = entries, named[0], path[2:]
     for part in path[:-1]:
         below = node.get(part)
         if isinstance(below, list) and len(below) == 1:

@@ -35,7 +35,9 @@ class System:
         base_sha256: the base's digest.
         method: the edit that solved it; two methods' columns do not mean the same.
         kin: words that mean what is erased, so that a background must not hold them.
-        scatter: (d, d) second moment of the erased names' states, where the method uses one.
+        scatter: (d, d) second moment that the method adds to its Gram matrix, if any: the erased
+            names' states, or mined samples.
+        weight: (n,) of each column against the others; None: all 1.
     """
 
     erased: Tensor
@@ -47,6 +49,7 @@ class System:
     method: str
     kin: tuple[str, ...] = ()
     scatter: Tensor | None = None
+    weight: Tensor | None = None
 
     @property
     def names(self) -> list[str]:
@@ -73,8 +76,11 @@ class System:
             rows=(*earlier.rows, *self.rows),
             kin=tuple(dict.fromkeys((*earlier.kin, *self.kin))),
         )
-        if self.scatter is not None and earlier.scatter is not None:
-            both = replace(both, scatter=self.scatter + earlier.scatter)
+        moments = [one.scatter for one in (earlier, self) if one.scatter is not None]
+        if moments:
+            both = replace(both, scatter=sum(moments[1:], start=moments[0]))
+        if self.weight is not None or earlier.weight is not None:
+            both = replace(both, weight=torch.cat([_weights(earlier), _weights(self)]))
         gone = [fold(name) for name in both.names]
         twice = sorted({name for name in both.names if gone.count(fold(name)) > 1})
         if twice:
@@ -106,6 +112,8 @@ class System:
         tensors = {"erased": self.erased, "target": self.target}
         if self.scatter is not None:
             tensors["scatter"] = self.scatter
+        if self.weight is not None:
+            tensors["weight"] = self.weight
         write_safetensors(path, tensors, {"editforge.system": json.dumps(body, sort_keys=True)})
 
     @classmethod
@@ -130,6 +138,8 @@ class System:
             shapes = system.erased.shape, system.target.shape
             if shapes[0] != shapes[1] or shapes[0][1] != len(system.erased_owner):
                 raise ValueError(f"columns {shapes}, owners {len(system.erased_owner)}")
+            if len(_weights(system)) != len(system.erased_owner):
+                raise ValueError(f"{len(_weights(system))} weights")
             _ = system.names
         except (KeyError, TypeError, ValueError) as error:
             raise PackageError(
@@ -138,3 +148,8 @@ class System:
                 allowed="a run folder of a closed-form edit, or its edit/solve.safetensors",
             ) from None
         return system
+
+
+def _weights(system: System) -> Tensor:
+    ones = torch.ones(len(system.erased_owner), dtype=torch.float64)
+    return ones if system.weight is None else system.weight

@@ -38,6 +38,7 @@ def check_solution(
     change: float,
     limits: Limits,
     say: Callable[[str], None],
+    judged: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Measure one solve and compare it with its limits.
 
@@ -48,6 +49,7 @@ def check_solution(
         change: the largest |B_l A| / |W_l| of all maps.
         limits: (warn, refuse) of each number.
         say: takes a warning.
+        judged: erased columns that must reach their target; None: all. Others are helpers.
 
     Returns:
         The numbers, JSON-able, for provenance and card.
@@ -58,7 +60,8 @@ def check_solution(
     erased, target, preserve = (tensor.double() for tensor in vectors)
     gap = (erased - target).norm(dim=0).clamp(min=1e-30)
     left = (moved(erased, erased, target, solution.A) - target).norm(dim=0) / gap
-    residual = _worst_by_owner(left, owners[0])
+    columns = range(len(owners[0])) if judged is None else judged
+    residual = _worst_by_owner(left[list(columns)], [owners[0][at] for at in columns])
     after = moved(preserve, erased, target, solution.A)
     drift = _worst_by_owner(
         (after - preserve).norm(dim=0) / preserve.norm(dim=0).clamp(min=1e-30), owners[1]

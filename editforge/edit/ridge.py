@@ -8,16 +8,19 @@ low rank and ships as a LoRA without approximation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
+from editforge.edit.beyond import beyond_samples, beyond_words
 from editforge.edit.checks import Limits, check_solution
 from editforge.edit.held import background
+from editforge.edit.mined import MinedOptions, check_kappa, judged_columns, with_neighbors
 from editforge.edit.names import (
     becomes,
     erased_names,
@@ -27,13 +30,13 @@ from editforge.edit.names import (
     templates_of,
 )
 from editforge.edit.vectors import Columns, NullRule, TokenRule
-from editforge.linalg import rank, solve
+from editforge.linalg import rank, solve, truncated
 from editforge.registry import register
-from editforge.stages import Context, EditInputs, EditOutput, StageConfig
+from editforge.stages import Context, EditInputs, EditOutput
 
 
-class RidgeConfig(StageConfig):
-    """Options of `edit: ridge`. methods.md 1.1 and 5.1."""
+class RidgeConfig(MinedOptions):
+    """Options of `edit: ridge`. methods.md 1.1, 2.8 and 5.1."""
 
     tokens: TokenRule = Field("subject", description="Which states of each prompt are edited.")
     templates: tuple[str, ...] | None = Field(
@@ -70,7 +73,18 @@ class RidgeConfig(StageConfig):
     values: Literal["replace", "tensor"] = Field(
         "replace", description="tensor subtracts the target's part along the concept (UCE 2023)."
     )
+    max_rank: int | None = Field(
+        None,
+        ge=1,
+        description="A higher rank is truncated, and the error reported; null: always exact.",
+    )
     limits: Limits = Field(Limits(), description="When a solve warns, and when it refuses.")
+
+    @model_validator(mode="after")
+    def _tensor_is_exact(self) -> RidgeConfig:
+        if self.values == "tensor" and self.max_rank is not None:
+            raise ValueError("max_rank cuts what all maps share; values: tensor differs by map")
+        return self
 
 
 @register("edit", "ridge", paper="https://arxiv.org/abs/2308.14761")
@@ -78,14 +92,15 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     """Solve all concepts jointly; one factor A for all maps.
 
     Guarantee: minimizes the weighted squared error of `linalg.solve` for every map. The rank is at
-    most the number of erased columns: concepts (aliases included) x templates x positions.
+    most the number of erased columns: concepts (aliases included) x templates x positions, each with
+    its K mined neighbors if these collapse. Without mining this is UCE.
 
     Raises:
         EditError: a check refuses the solve; RecipeError: a text the encoder cannot read.
     """
-    system, width = _system(inputs, config, context), context.model.family.text_width
-    if inputs.earlier is not None:
-        system = system.joined(inputs.earlier)
+    own, width = _system(inputs, config, context), context.model.family.text_width
+    own = replace(own, scatter=beyond_samples(own, config, inputs.neighbors, context.seed))
+    system = own if inputs.earlier is None else own.joined(inputs.earlier)
     kinds = [str(row["kind"]) for row in system.rows]
     columns = _columns(kinds, config, context, config.preserve_tokens or config.tokens)
     names = [*([""] if config.preserve_empty else []), *system.preserve]
@@ -93,6 +108,7 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     kept = [columns.of(name) for name in names]
     preserve = torch.cat([torch.zeros(width, 0, dtype=torch.float64), *kept], dim=1)
     owners = [name for name, X in zip(names, kept, strict=True) for _ in range(X.shape[1])]
+    system = with_neighbors(system, own, preserve, config, inputs.neighbors, context)
     hold = config.preserve_weight
     if hold == "inverse_count":
         hold = max(0.1, 1 / max(len(names), 1))
@@ -102,25 +118,33 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
         held = config.background_weight * background(
             columns, config.background, config.background_limit, taken, context
         )
+    parts = [held, system.scatter, beyond_words(columns, system, inputs, config, context)]
+    moments = [part for part in parts if part is not None]
     n, m = system.erased.shape[1], preserve.shape[1]
+    erase = torch.ones(n, dtype=torch.float64) if system.weight is None else system.weight
     solution = solve(
         system.erased,
         preserve,
-        erase_weight=torch.full((n,), config.erase_weight, dtype=torch.float64),
+        erase_weight=config.erase_weight * erase,
         preserve_weight=torch.full((m,), float(hold), dtype=torch.float64),
         ridge=config.ridge,
         ridge_scale=config.ridge_scale,
-        moment=held,
+        moment=sum(moments[1:], start=moments[0]) if moments else None,
     )
-    A = solution.A.float()  # one tensor, shared by all maps
     shift = system.target - system.erased
+    # `tensor` scales C by map, so the change has the rank of its columns, not of T - C
+    exact = rank(shift if config.values == "replace" else solution.A.T, solution.A)
+    left, right, lost = _compressed(shift, solution.A, exact, system, config)
+    if lost:
+        context.say(f"rank {exact} cut to {config.max_rank}: {lost:.2%} of the change is lost")
+    A = right.float()  # one tensor, shared by all maps
     factors, change = {}, 0.0
     with context.bar(len(context.model.paths), "solving") as bar:
         for path in context.model.paths:
             weight = context.model.weight(path)
-            B = _values(weight.double(), system, config.values, shift)
+            B = _values(weight.double(), system, config.values, left)
             factors[path] = LowRank(B.float(), A)
-            change = max(change, _norm(B, solution.A) / max(float(weight.double().norm()), 1e-30))
+            change = max(change, _norm(B, right) / max(float(weight.double().norm()), 1e-30))
             bar.update()
     checks = check_solution(
         solution,
@@ -129,16 +153,31 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
         change,
         config.limits,
         context.say,
+        judged_columns(system),
     )
+    if system.weight is not None:
+        checks |= check_kappa(system, preserve, shift, solution.A, config, context)
+    if lost:
+        checks["truncation"] = float(f"{lost:.6g}")
     provenance = {
         "erased": list(system.rows),
         "combined": "one concept" if len(system.rows) == 1 else "joint",
         "preserve": list(system.preserve),
         "checks": checks,
     }
-    # `tensor` scales C by map, so the change has the rank of its columns, not of T - C
-    exact = rank(shift if config.values == "replace" else solution.A.T, solution.A)
-    return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance), system)
+    return EditOutput(WeightEdit(factors, {}, 1.0, None if lost else exact, provenance), system)
+
+
+def _compressed(
+    shift: Tensor, A: Tensor, exact: int, system: System, config: RidgeConfig
+) -> tuple[Tensor, Tensor, float]:
+    """Factors with no more columns than they need or may have, and the share of the change lost."""
+    if config.max_rank is not None and exact > config.max_rank:
+        return truncated(shift, A, config.max_rank)
+    # neighbors that translate are columns without a rank of their own
+    if system.weight is not None and config.values == "replace" and exact < A.shape[0]:
+        return *truncated(shift, A, exact)[:2], 0.0
+    return shift, A, 0.0
 
 
 def _columns(

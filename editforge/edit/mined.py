@@ -1,0 +1,177 @@
+"""Mined neighbors as further erased columns of a closed form, and what they cost.
+
+Neighbors that collapse onto one target shrink every direction x orthogonal to the erased state e, by
+
+    kappa = x^T E x / x^T x = (lam + s_b) / (lam + s_b + l1 K rho^2 / (d - 1))
+
+with s_b the mass held per direction and rho the neighbors' distance, where K is well above d. Real words
+are not isotropic, so kappa is measured, on random directions and on what is preserved. Neighbors that
+translate shrink nothing, and do nothing that e alone would not: E n = n + (A n) (t - e).
+methods.md 2.4 and 2.5; Liu et al., "RealEra", arXiv 2410.09140.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from editforge.artifacts.neighbors import MinedShell, Neighbors
+from editforge.artifacts.system import System
+from editforge.errors import EditError
+from editforge.mine.shell import keyed, neighbors_of
+from editforge.stages import Context, StageConfig
+
+_PROBES = 256  # random directions
+
+
+class MinedOptions(StageConfig):
+    """Options of an edit that uses mined shells; without a shell they do nothing. methods.md 2.8."""
+
+    neighbor_map: Literal["collapse", "translate", "none"] = Field(
+        "collapse",
+        description="Mined neighbors go to the target, keep their distance to it, or are left out.",
+    )
+    neighbor_weight: float | None = Field(
+        None, ge=0, description="Of each neighbor; null: 1/K. Higher: less residue, more shrinkage."
+    )
+    beyond: Literal["none", "perturbation", "siblings", "captions", "all"] = Field(
+        "perturbation",
+        description="What is held outside: mined samples and words, named neighbors with role "
+        "preserve, the lines of `captions`, or all of these.",
+    )
+    captions: str | None = Field(
+        None, description="A text file, one caption a line, held if asked."
+    )
+    beyond_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Of each sample, word and caption. Higher: less drift, weaker erasure.",
+    )
+    beyond_hold: Literal["displacement", "point"] = Field(
+        "displacement",
+        description="Of a sample e + eta: eta, or all of it. point: few samples only, they hold e.",
+    )
+    kappa_min: tuple[float, float] = Field(
+        (0.95, 0.5), description="Below these a solve warns, and refuses. 1: nothing shrinks."
+    )
+
+
+def with_neighbors(
+    system: System,
+    own: System,
+    preserve: Tensor,
+    options: MinedOptions,
+    neighbors: Neighbors,
+    context: Context,
+) -> System:
+    """`system` with mined neighbors around the columns of `own`, and their weights.
+
+        collapse: n_i -> t        translate: n_i = e + eta_i -> t + eta_i        weight 1/K each
+
+    Neighbors more like a preserved column than like their own are left out. Their owner is no concept:
+    the checks judge the concepts. The same seed gives the same columns, wherever a concept stands.
+    """
+    erased, target, owners, weights, dropped = [], [], [], [], 0
+    for name, at, column, mined in columns_with_shell(own, neighbors):
+        if options.neighbor_map == "none" or mined.num_neighbors == 0:
+            continue
+        e, t = own.erased[:, column], own.target[:, column]
+        near = neighbors_of(e, mined, mined.num_neighbors, context.seed, name, at)
+        near = near[:, nearest_is_own(e, near, preserve)]
+        count = near.shape[1]
+        dropped += mined.num_neighbors - count
+        moves = t[:, None].expand_as(near)
+        erased.append(near)
+        target.append(moves if options.neighbor_map == "collapse" else near - e[:, None] + moves)
+        owners += [near_owner(name)] * count
+        weight = 1 / max(count, 1) if options.neighbor_weight is None else options.neighbor_weight
+        weights += [weight] * count
+    if dropped:
+        context.say(f"{dropped} neighbors left out: more like what is preserved")
+    if not owners:
+        return system
+    ones = torch.ones(system.erased.shape[1], dtype=torch.float64)
+    before = ones if system.weight is None else system.weight
+    return replace(
+        system,
+        erased=torch.cat([system.erased, *erased], dim=1),
+        target=torch.cat([system.target, *target], dim=1),
+        erased_owner=(*system.erased_owner, *owners),
+        weight=torch.cat([before, torch.tensor(weights, dtype=torch.float64)]),
+    )
+
+
+def near_owner(concept: str) -> str:
+    """What owns the mined neighbors of a concept."""
+    return f"{concept} (mined neighbors)"
+
+
+def nearest_is_own(e: Tensor, near: Tensor, preserve: Tensor) -> Tensor:
+    """Which neighbors (d, K) are at least as like e as like any preserved column (d, m): (K,)."""
+    if preserve.shape[1] == 0:
+        return torch.ones(near.shape[1], dtype=torch.bool)
+    unit = preserve / preserve.norm(dim=0).clamp(min=1e-30)
+    return (e / e.norm()) @ near >= (unit.T @ near).max(dim=0).values
+
+
+def kappa(vectors: Tensor, shift: Tensor, A: Tensor) -> Tensor:
+    """x^T E x / x^T x for columns x (d, k): 1 keeps its length along itself, 0 loses it."""
+    x = vectors.double()
+    sizes = x.square().sum(dim=0).clamp(min=1e-30)
+    return 1 + ((x.T @ shift) * (A @ x).T).sum(dim=1) / sizes
+
+
+def check_kappa(
+    system: System,
+    preserve: Tensor,
+    shift: Tensor,
+    A: Tensor,
+    options: MinedOptions,
+    context: Context,
+) -> dict[str, float]:
+    """Kappa of random directions orthogonal to the erased states (mean), and of preserves (least).
+
+    Raises:
+        EditError: either is below the second limit.
+    """
+    basis, _ = torch.linalg.qr(system.erased[:, judged_columns(system)])
+    d = len(basis)
+    x = torch.randn(d, _PROBES, generator=keyed(context.seed, "kappa"), dtype=torch.float64)
+    x = x - basis @ (basis.T @ x)
+    found = {"kappa_random": float(kappa(x, shift, A).mean())}
+    if preserve.shape[1]:
+        found["kappa_preserved"] = float(kappa(preserve, shift, A).min())
+    warn, refuse = options.kappa_min
+    hint = (
+        "raise edit.beyond_weight, lower edit.neighbor_weight, or --set edit.neighbor_map=translate"
+    )
+    for what, value in found.items():
+        if not value >= refuse:
+            raise EditError(
+                f"the neighbors shrink what they should not: {what} {value:.3g}",
+                allowed=f"at least {refuse:g}",
+                next=f"{hint}; or --set edit.kappa_min='[{warn:g}, 0]'",
+            )
+        if value < warn:
+            context.say(f"warning: {what} {value:.3g} is under {warn:g}; {hint}")
+    return {what: float(f"{value:.6g}") for what, value in found.items()}
+
+
+def judged_columns(system: System) -> list[int]:
+    """The columns that belong to concepts, not to mined neighbors."""
+    concepts = [row["name"] for row in system.rows]
+    return [at for at, owner in enumerate(system.erased_owner) if owner in concepts]
+
+
+def columns_with_shell(own: System, neighbors: Neighbors) -> list[tuple[str, int, int, MinedShell]]:
+    """(concept, position among its own columns, column, shell) of every column that has a shell."""
+    found = []
+    for name in dict.fromkeys(own.erased_owner):
+        mined = neighbors.of(name).shell
+        mine = [column for column, owner in enumerate(own.erased_owner) if owner == name]
+        found += [(name, at, column, mined) for at, column in enumerate(mine) if mined is not None]
+    return found
