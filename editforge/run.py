@@ -150,7 +150,7 @@ def execute(
         Workspace(folder, recipe.to_yaml(), say, replace=replace) as space,
         open_model(recipe.model) as model,
     ):
-        context = Context(model, recipe.seed, progress, None, say)
+        context = Context(model, recipe.seed, progress, None, say, log=folder / "log")
         plan = _Plan(recipe, space, model, context, command)
         return plan.run(until)
 

@@ -18,6 +18,7 @@ from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbors
 from editforge.artifacts.targets import Targets
 from editforge.artifacts.weight_edit import WeightEdit
+from editforge.team import Team
 
 if TYPE_CHECKING:
     from editforge.artifacts.system import System
@@ -42,6 +43,8 @@ class Context:
         progress: whether bars go to stderr.
         work: a folder of this stage's own for checkpoints; survives a kill, gone when it is done.
         say: prints one line for the user (what was decided and why), on stderr.
+        log: the run's folder for what a person may watch; in no digest.
+        team: the processes of this run; a stage that shares its work reads rank and size there.
     """
 
     model: TextModel
@@ -49,6 +52,8 @@ class Context:
     progress: bool = False
     work: Path | None = None
     say: Callable[[str], None] = field(default=lambda line: None)
+    log: Path | None = None
+    team: Team = field(default_factory=Team)
 
     def bar(self, total: int, what: str) -> Any:
         """A tqdm bar on stderr; silent without `progress` and for what ends at once."""

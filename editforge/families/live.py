@@ -25,6 +25,7 @@ class LiveModel:
     """
 
     def __init__(self, pipe: Any, family: str | None = None) -> None:
+        self._pipe = pipe
         index = {"_class_name": type(pipe).__name__}
         self.family = load_family(family) if family else detect(index, dict(pipe.unet.config))
         if getattr(pipe.unet, "peft_config", None):
@@ -50,6 +51,10 @@ class LiveModel:
     def weight(self, path: str) -> Tensor:
         """One map's weight (out, d), as it is now, on the CPU, where the closed forms compute."""
         return self._weights[f"{path.partition('.')[2]}.weight"].detach().cpu()
+
+    def pipeline(self) -> Any:
+        """The user's own pipeline: whoever changes it puts it back."""
+        return self._pipe
 
     def _hash(self) -> str:
         """Of the maps alone: enough to tell two bases apart, cheap for a pipeline in memory."""

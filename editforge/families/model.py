@@ -52,6 +52,7 @@ class TextModel(Protocol):
     @property
     def digest(self) -> str: ...  # noqa: D102
     def weight(self, path: str) -> Tensor: ...  # noqa: D102
+    def pipeline(self) -> Any: ...  # noqa: D102
 
 
 class Model:

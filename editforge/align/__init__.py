@@ -1,0 +1,1 @@
+"""Can a little training repair it? WeightEdit to WeightEdit."""
