@@ -209,7 +209,15 @@ def brute_force(model, made, inputs, config, word):
 def test_the_damage_of_every_candidate_equals_a_fresh_solve(kind, weight):
     model = opened(kind)
     made = recipe(
-        "violin", {"target": {"use": "adaptive", "preserve_weight": weight, "num_listed": 100}}
+        "violin",
+        {
+            "target": {
+                "use": "adaptive",
+                "preserve_weight": weight,
+                "num_listed": 100,
+                "num_nearest": 100,
+            }
+        },
     )
     neighbors, targets = aimed(model, made)
     config = AdaptiveConfig(preserve_weight=weight, num_listed=100)
@@ -224,6 +232,17 @@ def test_the_damage_of_every_candidate_equals_a_fresh_solve(kind, weight):
         own = known.vectors[known.words.index(row.word)].double()
         assert row.leak == pytest.approx(float(own @ plain), rel=1e-4, abs=1e-8)
     assert targets.of("violin").target == rows[0].word
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_damage_decides_among_the_nearest_alone(count):
+    target = {"use": "adaptive", "num_listed": 100, "num_nearest": count}
+    _, targets = aimed(opened("emoji"), recipe("violin", {"target": target}))
+    rows = targets.of("violin").candidates
+    nearest = sorted(rows, key=lambda row: -row.similarity)[:count]
+    assert targets.of("violin").target == rows[0].word
+    assert rows[0] == min(nearest, key=lambda row: row.score)
+    assert [row.score for row in rows[1:]] == sorted(row.score for row in rows[1:])
 
 
 def test_the_concepts_own_leak_is_the_erase_fraction():
@@ -515,4 +534,4 @@ def test_an_adaptive_target_of_many_concepts_is_one_row_each():
         TargetInputs(made.concepts, neighbors), AdaptiveConfig(), Context(opened("sd2"))
     )
     assert [row.concept for row in found.concepts] == names
-    assert all("least predicted damage" in row.reason for row in found.concepts)
+    assert all("the nearest of" in row.reason for row in found.concepts)

@@ -113,7 +113,7 @@ class _Ranking:
         self._candidates = self._kept = self._skipped = 0
 
     def take(self, word: str, folded: str, near: float, far: float) -> bool:
-        """Judge the next word; False once there are enough candidates."""
+        """Judge the next word; False once there are enough candidates and preserves."""
         reason = self._by_words(word, folded)
         role, candidate = "erase" if reason == "alias" else "ignore", False
         if not reason:
@@ -122,15 +122,17 @@ class _Ranking:
                 reason = doubtful
             else:
                 # a curated list has one name a thing: a look-alike is kept, and is no target
-                candidate = not doubtful and far >= self._config.min_displacement
+                room = self._candidates < self._config.k_closest
+                candidate = room and not doubtful and far >= self._config.min_displacement
                 role = "preserve" if self._kept < self._config.num_preserve else "ignore"
         self._kept += role == "preserve"
         self._candidates += candidate
         if reason:
             self._counts[reason] = self._counts.get(reason, 0) + 1
-        if len(self._rows) < 3 * self._config.k_closest:
+        wanted = self._config.k_closest, self._config.num_preserve
+        if len(self._rows) < 3 * max(wanted):
             self._rows.append(_row(word, role, candidate, near, far, reason))
-        return self._candidates < self._config.k_closest
+        return self._candidates < wanted[0] or self._kept < wanted[1]
 
     def result(self) -> Neighborhood:
         return Neighborhood(

@@ -32,19 +32,27 @@ class AdaptiveConfig(StageConfig):
     num_affected: int = Field(
         50, ge=1, description="Most affected words the damage is averaged over. Higher: less local."
     )
+    num_nearest: int = Field(
+        1,
+        ge=1,
+        description="The damage decides among this many nearest. Higher: farther targets, less of them.",
+    )
     num_listed: int = Field(10, ge=1, description="Candidates written to targets.yaml.")
 
 
 @register("target", "adaptive")
 def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> Targets:
-    """Choose the candidate with the smallest predicted damage J for each concept.
+    """Choose, of the `num_nearest` most similar candidates, the one with the least damage J.
 
         G_0     = lam I + c c^T + sum of preserved u u^T + mean mean^T
         leak(u) = c^T G_0^-1 u                              A_0 u, before v is preserved
         A_v u   = leak(u) - w leak(v) (v^T G_0^-1 u) / (1 + w v^T G_0^-1 v)
         J(v)    = displacement(v)^2 * mean over the most affected u of (A_v u)^2
 
-    Ties go to the larger leak, then to the name.
+    Ties go to the larger leak, then to the name. At 1 the nearest that is no synonym is taken, which
+    is the same rule wherever A does not depend on the target, as in `edit: mean-shift`: there the
+    second factor is the same for all, and the first grows with the distance. The scores are listed
+    either way. Measured: docs/decisions.md.
 
     Raises:
         EditError: no candidate is left, with the counts of what was passed over.
@@ -63,14 +71,25 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
     with context.bar(len(problems), "choosing targets") as bar:
         for index, (concept, problem) in enumerate(zip(inputs.concepts, problems, strict=True)):
             ranked = problem.ranked(leaks[:, index])
-            best = ranked[0]
+            nearest = sorted(ranked, key=lambda item: -item.similarity)[: config.num_nearest]
+            best = min(nearest, key=ranked.index)
+            rule = (
+                "the nearest"
+                if len(nearest) == 1
+                else f"least predicted damage of the {len(nearest)} nearest"
+            )
             reason = (
-                f"least predicted damage of {len(ranked)} candidates; "
+                f"{rule} of {len(ranked)} candidates; "
                 f"similarity {best.similarity:.2f}, leak {best.leak:.3f}"
             )
-            listed = tuple(ranked[: config.num_listed])
+            others = [item for item in ranked if item is not best][: config.num_listed - 1]
             chosen.append(
-                Target(concept=concept.name, target=best.word, reason=reason, candidates=listed)
+                Target(
+                    concept=concept.name,
+                    target=best.word,
+                    reason=reason,
+                    candidates=(best, *others),
+                )
             )
             bar.update()
     return Targets(concepts=tuple(chosen), preserve=preserve_list(inputs, chosen))
