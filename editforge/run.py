@@ -22,8 +22,10 @@ from editforge.disk import dump_yaml, sha256_file, sha256_json
 from editforge.errors import RecipeError
 from editforge.families.model import Model
 from editforge.families.open import open_model
+from editforge.follow import Follower
 from editforge.recipe import Recipe
 from editforge.stages import AlignInputs, Context, EditInputs, EditOutput, MineInputs, TargetInputs
+from editforge.team import Team, one_of_many
 from editforge.workspace import Workspace
 
 # Raised when a stage computes something else from the same inputs: a resumed run then redoes it.
@@ -32,12 +34,16 @@ VERSIONS = {"mine": 1, "target": 1, "edit": 1, "align": 1, "evaluate": 1, "packa
 
 @dataclass(frozen=True)
 class Result:
-    """What a run ended with: its folder, the edit, and the report if anything was measured."""
+    """What a run ended with: its folder, the edit, and the report if anything was measured.
+
+    `leads` is whether this process owns the folder; of several, one does.
+    """
 
     folder: Path
     edit: WeightEdit
     targets: Targets
     report: Report | None
+    leads: bool = True
 
 
 def mine(recipe: Recipe, context: Context) -> Neighbors:
@@ -108,6 +114,7 @@ def gate(
         seed=context.seed,
         progress=context.progress,
         workdir=context.work,
+        team=context.team,
     )
 
 
@@ -131,7 +138,7 @@ def execute(
     until: str | None = None,
     replace: bool = False,
 ) -> Result:
-    """Run a recipe in `folder`, or resume it.
+    """Run a recipe in `folder`, or resume it; on every process that a launcher started.
 
     Args:
         recipe: resolved.
@@ -146,13 +153,25 @@ def execute(
         EditforgeError: bad input, a refused edit, a folder of another recipe. Finished stages stay.
     """
     _check_earlier(recipe.continue_from)
+    team = Team.join(recipe.model.device)
+    if not team.leads:
+        progress, say = False, _mute
+    elif warning := one_of_many():
+        say(warning)
+    text = recipe.to_yaml()
     with (
-        Workspace(folder, recipe.to_yaml(), say, replace=replace) as space,
+        Workspace(folder, text, say, replace=replace, team=team)
+        if team.leads
+        else Follower(folder, text, team) as space,
         open_model(recipe.model) as model,
     ):
-        context = Context(model, recipe.seed, progress, None, say, log=folder / "log")
+        context = Context(model, recipe.seed, progress, None, say, folder / "log", team)
         plan = _Plan(recipe, space, model, context, command)
         return plan.run(until)
+
+
+def _mute(line: str) -> None:
+    """Process 0 has said it."""
 
 
 def _check_earlier(path: str | None) -> None:
@@ -173,7 +192,12 @@ class _Plan:
     """One recipe on one model in one folder: which stage reads what."""
 
     def __init__(
-        self, recipe: Recipe, space: Workspace, model: Model, context: Context, command: str
+        self,
+        recipe: Recipe,
+        space: Workspace | Follower,
+        model: Model,
+        context: Context,
+        command: str,
     ) -> None:
         self._recipe, self._space, self._model = recipe, space, model
         self._context, self._command = context, command
@@ -231,7 +255,7 @@ class _Plan:
                 lambda out, context: self._package(final, judged, out, context),
                 lambda out: None,
             )
-        return Result(self._space.folder, final, targets, report)
+        return Result(self._space.folder, final, targets, report, self._context.team.leads)
 
     def _stage(
         self,

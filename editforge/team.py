@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _PATIENCE = timedelta(hours=6)
 
 
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
 class ProcessLost(EditforgeError):
     """Another process of the run ended, so this one stops too."""
 
@@ -48,7 +51,7 @@ class Team:
         Args:
             device: `cpu` keeps the processes on the CPU where there is a GPU.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        if max(int(os.environ.get(name, "1")) for name in _SIZES) <= 1:
             return cls()
         import torch
         from accelerate import PartialState

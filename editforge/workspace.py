@@ -28,6 +28,7 @@ from editforge.disk import (
     write_text,
 )
 from editforge.errors import EditforgeError, RecipeError
+from editforge.team import Team
 
 SCHEMA = "editforge.run/1"
 # How a card says to repeat a run that no `erase` line describes; a package carries its recipe.yaml.
@@ -43,15 +44,22 @@ class Workspace:
         recipe: resolved recipe as YAML text.
         say: takes one line for the user.
         replace: the run takes this recipe instead of its own, once everything is done.
+        team: the processes of this run; the others are told what is done (`Follower`).
 
     Raises:
         RecipeError: the folder is no run, or belongs to another recipe: differing keys are named.
     """
 
     def __init__(
-        self, folder: Path, recipe: str, say: Callable[[str], None], *, replace: bool = False
+        self,
+        folder: Path,
+        recipe: str,
+        say: Callable[[str], None],
+        *,
+        replace: bool = False,
+        team: Team | None = None,
     ) -> None:
-        self.folder, self._say = folder, say
+        self.folder, self._say, self._team = folder, say, team or Team()
         if folder.exists() and not folder.is_dir():
             raise RecipeError("the output is a file", got=str(folder), next="--output FOLDER")
         held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
@@ -79,6 +87,7 @@ class Workspace:
             elif not replace:
                 _same_recipe(known, recipe)
             self._manifest = self._read_manifest()
+            self._team.tell(recipe)
         except BaseException:
             self._lock.release()
             raise
@@ -132,6 +141,7 @@ class Workspace:
         self._recover(name)
         reason = self._why_redo(name, digest, check)
         if reason is None:
+            self._team.tell(False)
             # What a kill or an abandoned export left behind.
             shutil.rmtree(self.folder / f".{name}.partial", ignore_errors=True)
             return folder
@@ -144,8 +154,10 @@ class Workspace:
             write_text(partial / "digest", digest)
         shutil.rmtree(partial / "out", ignore_errors=True)
         (partial / "out").mkdir()
+        self._team.tell(True)
         start = time.monotonic()
         make(partial / "out", partial / "work")
+        self._team.wait()  # the others still read and write below `partial`
         seconds = time.monotonic() - start
         files = hashes(partial / "out")
         if folder.exists():
@@ -156,6 +168,7 @@ class Workspace:
         shutil.rmtree(self.folder / f".{name}.old", ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
         self._log(name, seconds)
+        self._team.wait()  # the others may read now
         return folder
 
     def _why_redo(self, name: str, digest: str, check: Callable[[Path], object]) -> str | None:

@@ -17,7 +17,7 @@ class EsdConfig(LoraOptions):
     """Options of `align: esd`. methods.md 5.5."""
 
     eta: float = Field(
-        2.0, ge=0, description="Higher pushes further away from the concept; 0 changes nothing."
+        2.0, ge=0, description="Higher pushes further away from the concept; 0 pushes nowhere."
     )
     mu: float = Field(0.0, ge=0, description="Of what is kept; ESD itself keeps nothing.")
 

@@ -89,7 +89,7 @@ class Sampler:
         for at in range(max(row[-1] for row in kept) + 1):
             for row, positions in enumerate(kept):
                 if at in positions:
-                    found[row].append(z[row].cpu())
+                    found[row].append(z[row].clone().cpu())  # z is written again
             active = [row for row, positions in enumerate(kept) if positions[-1] > at]
             if active:
                 z[active] = self._step(z[active], at, [texts[row] for row in active])

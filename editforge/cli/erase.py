@@ -179,6 +179,8 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
     from editforge.run import execute
 
     result = execute(recipe, folder, command=command, progress=not out.quiet, say=out.say)
+    if not result.leads:
+        return DONE
     report = result.report
     out.data(report.summary() if report else "not judged: the recipe's evaluate is null")
     out.data(f"pictures: {folder / 'evaluate' / 'grid.png'}" if report else "")

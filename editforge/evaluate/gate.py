@@ -25,6 +25,7 @@ from editforge.evaluate.judges import Judge, load_judges
 from editforge.evaluate.prompts import Counts, GatePrompts, Prompt, gate_prompts
 from editforge.evaluate.scores import ERASED, SETS, Scores, knows, score
 from editforge.evaluate.verdict import MEDOID_TOLERANCE, verdict
+from editforge.team import Team
 
 _COLUMNS = 4
 _LIBRARIES = ("editforge", "torch", "diffusers", "transformers", "numpy", "pillow")
@@ -47,6 +48,7 @@ def evaluate_gate(
     counts: Counts | None = None,
     progress: bool = True,
     workdir: Path | None = None,
+    team: Team | None = None,
 ) -> Report:
     """Evaluate one eraser on one pipeline; weights and settings of the pipeline come back.
 
@@ -67,6 +69,7 @@ def evaluate_gate(
         counts: how many images; None is the `gate` tier.
         progress: bars on stderr.
         workdir: drawn images are kept here, so that a killed evaluation resumes.
+        team: processes that share the drawing, by way of `workdir`.
     """
     plan = gate_prompts(concepts, family_name, near=near, far=far, seed=seed, counts=counts)
     sampler = sampler or default_sampler(family_name)
@@ -84,6 +87,7 @@ def evaluate_gate(
             progress=progress,
             label=label,
             workdir=workdir,
+            team=team,
         )
 
     base = draw(pipe, "base")

@@ -27,6 +27,7 @@ from editforge.disk import sha256_json
 from editforge.errors import EditforgeError, PackageError, RecipeError
 from editforge.evaluate.prompts import Prompt
 from editforge.files import read_header, read_tensors, write_safetensors
+from editforge.team import Team
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -96,6 +97,7 @@ def sample(
     progress: bool = True,
     label: str = "images",
     workdir: Path | None = None,
+    team: Team | None = None,
 ) -> NDArray[np.uint8]:
     """Draw each prompt with each of its seeds, in order.
 
@@ -109,6 +111,8 @@ def sample(
         workdir: finished batches are kept here, keyed by weights and request, so that a killed
             evaluation resumes with the same bytes. One pipeline and one eraser per folder: a
             change that is not in the weights (a hook, another prompt) is not seen.
+        team: processes that share the batches and read each other's in `workdir`; without one
+            each draws all.
 
     Returns:
         (n, height, width, 3) uint8 RGB.
@@ -117,7 +121,8 @@ def sample(
     batches = [rows[start : start + sampler.batch] for start in range(0, len(rows), sampler.batch)]
     chosen = sampling_dtype(pipe, dtype)
     weights = _weights_digest(pipe) if workdir else ""
-    images = []
+    team = team if team and workdir else Team()
+    images, others = [], []
     with (
         _prepared(pipe),
         torch.autocast(pipe.unet.device.type, torch.bfloat16, enabled=chosen == "bfloat16"),
@@ -128,13 +133,23 @@ def sample(
             key = sha256_json([label, weights, sampler.record(), chosen, request])
             path = workdir / f"{label}-{index:03d}.safetensors" if workdir else None
             drawn = _kept_batch(path, key)
-            if drawn is None:
+            if drawn is None and index % team.size == team.rank:
                 drawn = _draw(pipe, batch, sampler)
                 if path:
                     write_safetensors(path, {"images": torch.from_numpy(drawn)}, {"key": key})
             images.append(drawn)
+            others += [(index, path, key)] if drawn is None else []
             bar.update(len(batch))
-    return np.concatenate(images)
+    team.wait()
+    for index, path, key in others:
+        images[index] = _kept_batch(path, key)
+    if any(drawn is None for drawn in images):
+        raise EditforgeError(
+            "the pictures of another process are not here",
+            got=str(workdir),
+            next="--output a folder on a disk that all machines share",
+        )
+    return np.concatenate([drawn for drawn in images if drawn is not None])
 
 
 @contextlib.contextmanager
