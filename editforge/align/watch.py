@@ -70,7 +70,7 @@ class Watch:
         self._folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(self._folder / f"step-{step:06d}.png")
         if self._tracker is not None:
-            self._tracker.log_images({"grid": picture[None]}, step=step)
+            self._tracker.log_images({"grid": picture[None]}, step=step, dataformats="NHWC")
 
     def grid(self) -> NDArray[np.uint8]:
         """Each name with two seeds, now: erased ones first, (2 h, n w, 3)."""

@@ -1,0 +1,204 @@
+"""One run on several processes: the same result, a death told, a resume; and killed on one process.
+
+`accelerate launch --cpu --num_processes 2` starts one process (accelerate 1.15 hands the CPU to mpirun);
+`--multi_gpu` starts them with torchrun, without a GPU too, and `--device cpu` keeps them off one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from editforge import load_edit
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.team import Team, one_of_many
+from tests.command import ENVIRONMENT, UNJUDGED, editforge
+from tests.models import family_file, tiny_folder
+
+# Ends the process with rank DIES after step 7 of 20; draws few pictures.
+LAUNCHED = """
+import os, signal, sys
+from editforge.align import state
+from tests.test_cli import FEW_PICTURES
+exec(FEW_PICTURES)
+done = state.State.advance
+def advance(self, losses):
+    done(self, losses)
+    if self.step == 7 and os.environ["RANK"] == os.environ.get("DIES"):
+        os.kill(os.getpid(), signal.SIGKILL)
+state.State.advance = advance
+sys.argv[0] = "editforge"
+from editforge.cli.main import main
+main()
+"""
+ALIGN = (
+    "align={use: realera, steps: 20, batch: 3, rank: 2, precision: fp32, save_every: 5, "
+    "erase_runs: 2, keep_runs: 4, kept_times: 2, sample_steps: 4}"
+)
+
+
+def line(align=ALIGN, judged=UNJUDGED):
+    """RealEra on a tiny Stable Diffusion 1.x with random weights, whose checks bound nothing."""
+    sets = [
+        f"model.family={family_file('sd1')}",
+        "mine=null",
+        "edit.beyond=none",
+        "edit.limits.residual=[10, 100]",
+        "edit.limits.change=[10, 100]",
+        "edit.limits.amplification=[50, 1000]",
+        align,
+    ]
+    return (
+        *("erase", "violin", "--method", "realera", "--model", str(tiny_folder("sd1"))),
+        *("--device", "cpu", "--target", "trumpet", "--preserve", "guitar", "--output", "run"),
+        *judged,
+        *(word for text in sets for word in ("--set", text)),
+    )
+
+
+def launch(folder: Path, *words: str, count: int = 2, **environment: str):
+    """`accelerate launch` on a port of its own."""
+    script = folder / "launched.py"
+    script.write_text(LAUNCHED)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
+    launcher += ["--num_processes", str(count), "--num_machines", "1", "--main_process_port", "0"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    root = str(Path(__file__).parent.parent)
+    return subprocess.run(
+        [*launcher, str(script), *words],
+        cwd=folder,
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": root, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).parts[0] not in ("log", ".lock")
+    }
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    done = editforge(*line(), cwd=folder)
+    assert done.code == 0, done.err
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    done = launch(folder, *line())
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def norm(edit: WeightEdit) -> float:
+    return sum(float(edit.delta(name).square().sum()) for name in edit.factors) ** 0.5
+
+
+def test_two_processes_train_the_lora_of_one(one, two):
+    """20 float32 steps of 3 samples: one process has two of them, the other one."""
+    start = WeightEdit.load(one / "run/edit/weight_edit.safetensors")
+    alone, shared = load_edit(one / "run"), load_edit(two[0] / "run")
+    lora = norm(alone + start.scaled(-1.0))
+    assert lora > 1e-3
+    assert norm(alone + shared.scaled(-1.0)) < 1e-3 * lora
+
+
+def test_one_of_two_processes_speaks(two):
+    folder, done = two
+    assert done.stdout.count("package:") == 1
+    assert done.stderr.count("becomes 'trumpet'") == 1
+    assert not list((folder / "run").glob(".*.partial"))
+
+
+@pytest.mark.parametrize("rank", ["1", pytest.param("0", marks=pytest.mark.slow)])
+def test_a_killed_process_ends_the_run_clearly_and_the_run_resumes(rank, two, tmp_path):
+    killed = launch(tmp_path, *line(), DIES=rank)
+    assert killed.returncode != 0
+    assert "another process of this run ended" in killed.stderr
+    assert "goes on from the last checkpoint" in killed.stderr
+    work = tmp_path / "run/.align.partial/work"
+    assert (work / "checkpoint.safetensors").is_file()
+    resumed = launch(tmp_path, *line())
+    assert resumed.returncode == 0, resumed.stderr
+    assert contents(tmp_path / "run") == contents(two[0] / "run")
+
+
+def test_evaluation_is_shared_and_gives_the_same_bytes(tmp_path):
+    words = line("align=null", ("--judge", "none"))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir()
+    shared.mkdir()
+    few = "from tests.test_cli import FEW_PICTURES\nexec(FEW_PICTURES)\n"
+    assert editforge(*words, cwd=alone, before=few).code == 0
+    done = launch(shared, *words)
+    assert done.returncode == 0, done.stderr
+    assert contents(shared / "run") == contents(alone / "run")
+
+
+def test_a_refusal_ends_all_processes_and_says_why(two, tmp_path):
+    shutil.copytree(two[0] / "run", tmp_path / "run")
+    before = contents(tmp_path / "run")
+    done = launch(tmp_path, *line(), "--seed", "5")
+    assert done.returncode != 0
+    assert "another recipe" in done.stderr
+    assert "seed: 0 there, 5 now" in done.stderr
+    assert contents(tmp_path / "run") == before
+
+
+# --- one process --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 5, 13, 20])
+def test_a_training_killed_at_any_step_resumes_to_the_same_bytes(step, one, tmp_path):
+    """SIGKILL before the first checkpoint, on one, between two, and after the last step."""
+    before = f"""
+import os, signal
+from editforge.align import state
+done = state.State.advance
+def advance(self, losses):
+    done(self, losses)
+    if self.step == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+state.State.advance = advance
+"""
+    assert editforge(*line(), cwd=tmp_path, before=before).code == -signal.SIGKILL
+    assert not (tmp_path / "run/align").exists()
+    resumed = editforge(*line(), cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert contents(tmp_path / "run") == contents(one / "run")
+
+
+def test_a_team_of_one_waits_for_nobody_and_sums_itself(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)  # and imports nothing
+    team, tensor = Team.join(), torch.ones(3)
+    team.wait()
+    assert (team.leads, team.size, team.tell("x")) == (True, 1, "x")
+    assert team.sum(tensor) is tensor
+
+
+def test_a_launcher_that_starts_one_process_of_several_is_noticed(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    assert one_of_many() is None
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert one_of_many() is None
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert "--multi_gpu" in str(one_of_many())
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert one_of_many() is None
