@@ -105,7 +105,8 @@ class Neighbors(_Data):
     def merged(self, other: Neighbors) -> Neighbors:
         """Both lists and the first shell; of two rows for one word the first stays.
 
-        A first row that merely ignores a word, without a reason, takes the other's role.
+        A first row that merely ignores a word takes the other's role, if that is `erase` or the row
+        gives no reason.
         """
         result = []
         for name in dict.fromkeys(entry.concept for entry in (*self.concepts, *other.concepts)):
@@ -113,7 +114,7 @@ class Neighbors(_Data):
             roles = {row.word: row.role for row in theirs.words}
             words = [
                 row.model_copy(update={"role": roles.get(row.word, row.role)})
-                if row.role == "ignore" and not row.reason
+                if row.role == "ignore" and (not row.reason or roles.get(row.word) == "erase")
                 else row
                 for row in mine.words
             ]

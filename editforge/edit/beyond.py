@@ -12,16 +12,16 @@ All of it enters a solve as one (d, d) second moment, however many there are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from editforge.artifacts.concepts import fold
-from editforge.artifacts.neighbors import Neighbors
 from editforge.artifacts.system import System
 from editforge.edit.held import moment
-from editforge.edit.mined import MinedOptions, columns_with_shell
+from editforge.edit.mined import Around, MinedOptions
 from editforge.edit.vectors import Columns
 from editforge.errors import RecipeError
 from editforge.families.vocabulary import load_vocabulary
@@ -30,23 +30,24 @@ from editforge.stages import Context, EditInputs
 
 
 def beyond_samples(
-    own: System, options: MinedOptions, neighbors: Neighbors, seed: int
+    own: System, shells: Sequence[Around], options: MinedOptions, seed: int
 ) -> Tensor | None:
     """Second moment (d, d) of the drawn samples of all shells, weighted; None without any."""
-    total, found = torch.zeros(2 * own.erased.shape[:1], dtype=torch.float64), 0
-    if options.beyond not in ("perturbation", "all"):
+    if options.beyond not in ("perturbation", "all") or not options.sample_weight:
         return None
-    for name, at, column, mined in columns_with_shell(own, neighbors):
-        columns = own.erased_owner.count(name)
-        samples = round(mined.num_beyond * mined.beyond_shell_fraction)
-        count = samples * (at + 1) // columns - samples * at // columns  # spread over the columns
-        e = own.erased[:, column]
-        held = beyond_of(e, mined, count, seed, name, at)
+    total, found = torch.zeros(2 * own.erased.shape[:1], dtype=torch.float64), 0
+    for one in shells:
+        samples = round(one.mined.num_beyond * one.mined.beyond_shell_fraction)
+        columns = sum(other.concept == one.concept for other in shells)
+        # spread evenly over the concept's last tokens
+        count = samples * (one.at + 1) // columns - samples * one.at // columns
+        e = own.erased[:, one.column]
+        held = beyond_of(e, one.mined, count, seed, one.concept, one.at)
         if options.beyond_hold == "displacement":
             held = held - e[:, None]
         total.addmm_(held, held.T)
         found += count
-    return options.beyond_weight * total if found and options.beyond_weight else None
+    return options.sample_weight * total if found else None
 
 
 def beyond_words(

@@ -12,7 +12,8 @@ methods.md 2.4 and 2.5; Liu et al., "RealEra", arXiv 2410.09140.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -49,7 +50,10 @@ class MinedOptions(StageConfig):
     beyond_weight: float = Field(
         1.0,
         ge=0,
-        description="Of each sample, word and caption. Higher: less drift, weaker erasure.",
+        description="Of each word and caption held. Higher: less drift, weaker erasure.",
+    )
+    sample_weight: float = Field(
+        1.0, ge=0, description="Of each drawn sample. Higher: less shrinkage, weaker erasure."
     )
     beyond_hold: Literal["displacement", "point"] = Field(
         "displacement",
@@ -60,15 +64,25 @@ class MinedOptions(StageConfig):
     )
 
 
+@dataclass(frozen=True)
+class Around:
+    """A shell around one erased column: the concept's `at`-th last token keys what is drawn."""
+
+    concept: str
+    at: int
+    column: int
+    mined: MinedShell
+
+
 def with_neighbors(
     system: System,
     own: System,
+    shells: Sequence[Around],
     preserve: Tensor,
     options: MinedOptions,
-    neighbors: Neighbors,
     context: Context,
 ) -> System:
-    """`system` with mined neighbors around the columns of `own`, and their weights.
+    """`system` with the neighbors drawn around columns of `own`, and their weights.
 
         collapse: n_i -> t        translate: n_i = e + eta_i -> t + eta_i        weight 1/K each
 
@@ -76,18 +90,19 @@ def with_neighbors(
     the checks judge the concepts. The same seed gives the same columns, wherever a concept stands.
     """
     erased, target, owners, weights, dropped = [], [], [], [], 0
-    for name, at, column, mined in columns_with_shell(own, neighbors):
-        if options.neighbor_map == "none" or mined.num_neighbors == 0:
+    for one in shells:
+        drawn = one.mined.num_neighbors
+        if options.neighbor_map == "none" or drawn == 0:
             continue
-        e, t = own.erased[:, column], own.target[:, column]
-        near = neighbors_of(e, mined, mined.num_neighbors, context.seed, name, at)
+        e, t = own.erased[:, one.column], own.target[:, one.column]
+        near = neighbors_of(e, one.mined, drawn, context.seed, one.concept, one.at)
         near = near[:, nearest_is_own(e, near, preserve)]
         count = near.shape[1]
-        dropped += mined.num_neighbors - count
+        dropped += drawn - count
         moves = t[:, None].expand_as(near)
         erased.append(near)
         target.append(moves if options.neighbor_map == "collapse" else near - e[:, None] + moves)
-        owners += [near_owner(name)] * count
+        owners += [near_owner(one.concept)] * count
         weight = 1 / max(count, 1) if options.neighbor_weight is None else options.neighbor_weight
         weights += [weight] * count
     if dropped:
@@ -147,7 +162,7 @@ def check_kappa(
         found["kappa_preserved"] = float(kappa(preserve, shift, A).min())
     warn, refuse = options.kappa_min
     hint = (
-        "raise edit.beyond_weight, lower edit.neighbor_weight, or --set edit.neighbor_map=translate"
+        "raise edit.sample_weight, lower edit.neighbor_weight, or --set edit.neighbor_map=translate"
     )
     for what, value in found.items():
         if not value >= refuse:
@@ -167,11 +182,13 @@ def judged_columns(system: System) -> list[int]:
     return [at for at, owner in enumerate(system.erased_owner) if owner in concepts]
 
 
-def columns_with_shell(own: System, neighbors: Neighbors) -> list[tuple[str, int, int, MinedShell]]:
-    """(concept, position among its own columns, column, shell) of every column that has a shell."""
-    found = []
-    for name in dict.fromkeys(own.erased_owner):
+def shells_around(own: System, centers: Sequence[int], neighbors: Neighbors) -> list[Around]:
+    """The shell of each column in `centers` whose concept has one."""
+    found, seen = [], dict.fromkeys(own.erased_owner, 0)
+    for column in centers:
+        name = own.erased_owner[column]
         mined = neighbors.of(name).shell
-        mine = [column for column, owner in enumerate(own.erased_owner) if owner == name]
-        found += [(name, at, column, mined) for at, column in enumerate(mine) if mined is not None]
+        if mined is not None:
+            found.append(Around(name, seen[name], column, mined))
+        seen[name] += 1
     return found

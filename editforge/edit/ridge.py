@@ -20,7 +20,13 @@ from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.beyond import beyond_samples, beyond_words
 from editforge.edit.checks import Limits, check_solution
 from editforge.edit.held import background
-from editforge.edit.mined import MinedOptions, check_kappa, judged_columns, with_neighbors
+from editforge.edit.mined import (
+    MinedOptions,
+    check_kappa,
+    judged_columns,
+    shells_around,
+    with_neighbors,
+)
 from editforge.edit.names import (
     becomes,
     erased_names,
@@ -92,23 +98,24 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     """Solve all concepts jointly; one factor A for all maps.
 
     Guarantee: minimizes the weighted squared error of `linalg.solve` for every map. The rank is at
-    most the number of erased columns: concepts (aliases included) x templates x positions, each with
-    its K mined neighbors if these collapse. Without mining this is UCE.
+    most the number of erased columns: concepts (aliases included) x templates x positions, and K
+    mined neighbors around each last token if these collapse. Without mining this is UCE.
 
     Raises:
         EditError: a check refuses the solve; RecipeError: a text the encoder cannot read.
     """
-    own, width = _system(inputs, config, context), context.model.family.text_width
-    own = replace(own, scatter=beyond_samples(own, config, inputs.neighbors, context.seed))
+    own, centers = _system(inputs, config, context)
+    shells = shells_around(own, centers, inputs.neighbors)
+    own = replace(own, scatter=beyond_samples(own, shells, config, context.seed))
     system = own if inputs.earlier is None else own.joined(inputs.earlier)
     kinds = [str(row["kind"]) for row in system.rows]
     columns = _columns(kinds, config, context, config.preserve_tokens or config.tokens)
     names = [*([""] if config.preserve_empty else []), *system.preserve]
     columns.read_all(names)
     kept = [columns.of(name) for name in names]
-    preserve = torch.cat([torch.zeros(width, 0, dtype=torch.float64), *kept], dim=1)
+    preserve = torch.cat([torch.zeros(own.erased.shape[0], 0, dtype=torch.float64), *kept], dim=1)
     owners = [name for name, X in zip(names, kept, strict=True) for _ in range(X.shape[1])]
-    system = with_neighbors(system, own, preserve, config, inputs.neighbors, context)
+    system = with_neighbors(system, own, shells, preserve, config, context)
     hold = config.preserve_weight
     if hold == "inverse_count":
         hold = max(0.1, 1 / max(len(names), 1))
@@ -187,9 +194,11 @@ def _columns(
     return Columns(context.model, templates, tokens, config.null_vector)
 
 
-def _system(inputs: EditInputs, config: RidgeConfig, context: Context) -> System:
-    """Erased and target columns of every name, alias and neighbor marked `erase`."""
-    erased, target, owners = [], [], []
+def _system(inputs: EditInputs, config: RidgeConfig, context: Context) -> tuple[System, list[int]]:
+    """Erased and target columns of every name, alias and neighbor marked `erase`; last tokens'."""
+    erased, target = [], []
+    owners: list[str] = []
+    centers: list[int] = []
     kinds = {str(concept.kind) for concept in inputs.concepts}
     columns = {kind: _columns([kind], config, context, config.tokens) for kind in kinds}
     for concept in inputs.concepts:
@@ -199,8 +208,9 @@ def _system(inputs: EditInputs, config: RidgeConfig, context: Context) -> System
             C, T = columns[concept.kind].pair(name, goal)
             erased.append(C)
             target.append(T)
+            centers += [len(owners) + at for at in columns[concept.kind].subjects(name, goal)]
             owners += [concept.name] * C.shape[1]
-    return System(
+    system = System(
         erased=torch.cat(erased, dim=1),
         target=torch.cat(target, dim=1),
         erased_owner=tuple(owners),
@@ -210,6 +220,7 @@ def _system(inputs: EditInputs, config: RidgeConfig, context: Context) -> System
         method="ridge",
         kin=kin(inputs),
     )
+    return system, centers
 
 
 def _values(weight: Tensor, system: System, values: str, shift: Tensor) -> Tensor:

@@ -114,6 +114,17 @@ class Columns:
             )
         return C, T
 
+    def subjects(self, name: str, target: str) -> list[int]:
+        """Which columns of `pair(name, target)` are the name's last token: one a template."""
+        found, first = [], 0
+        for text in self._templates:
+            own = self._positions(text, name)
+            last = self._encoder.span(self._fill(text, name), name).last
+            found.append(first + own.index(last))
+            other = self._positions(text, target) if target else own
+            first += min(len(own), len(other))
+        return found
+
     def of(self, name: str) -> Tensor:
         """Columns (d, k) of one name, or of the empty prompt; `all` includes begin of text."""
         self.read_all([name])

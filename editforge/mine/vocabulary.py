@@ -60,16 +60,16 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
         RecipeError: a concept that the text encoder cannot read whole.
     """
     encoder = context.model.encoder
-    spellings = [[concept.name, *_variants(concept.name)] for concept in inputs.concepts]
-    for concept, texts in zip(inputs.concepts, spellings, strict=True):
+    written = [[concept.name, *spellings(concept.name)] for concept in inputs.concepts]
+    for concept, texts in zip(inputs.concepts, written, strict=True):
         for text in (*concept.names, *texts):
             encoder.check(text)
     known = load_vocabulary(context.model, config.words, context.bar)
     metric = text_metric(context.model)
     mean = known.vectors.mean(dim=0)
     norms = _norms(known.vectors, mean, metric)  # (V,)
-    own = encoder.encode_words([text for texts in spellings for text in texts]) - mean
-    own = own.reshape(len(spellings), len(spellings[0]), -1)  # (concepts, variants, d)
+    own = encoder.encode_words([text for texts in written for text in texts]) - mean
+    own = own.reshape(len(written), len(written[0]), -1)  # (concepts, variants, d)
     centers = own[:, 0] @ metric
     inner = known.vectors @ centers.T - centers @ mean  # (V, concepts), <v~, c~>_M
     sizes = (centers * own[:, 0]).sum(dim=1).clamp(min=1e-30).sqrt()
@@ -81,7 +81,7 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
     found = []
     with context.bar(len(inputs.concepts), "mining") as bar:
         for index, concept in enumerate(inputs.concepts):
-            ceiling = None if curated else _synonym_ceiling(own[index], metric, config)
+            ceiling = None if curated else synonym_ceiling(own[index], metric, config)
             rank = _Ranking(concept, config, erased, curated, ceiling)
             order = similarity[:, index].argsort(descending=True, stable=True).tolist()
             near, far = similarity[:, index].tolist(), displacement[:, index].tolist()
@@ -180,13 +180,13 @@ def _row(word: str, role: str, candidate: bool, near: float, far: float, reason:
     )
 
 
-def _variants(name: str) -> list[str]:
+def spellings(name: str) -> list[str]:
     """Ways to write the same thing, which the encoder should place beside it."""
     plural = name[:-1] if name.endswith("s") else f"{name}s"
     return [with_article(name), f"the {name}", plural]
 
 
-def _synonym_ceiling(own: Tensor, metric: Tensor, config: VocabularyConfig) -> float | None:
+def synonym_ceiling(own: Tensor, metric: Tensor, config: VocabularyConfig) -> float | None:
     """Mean similarity of the concept with its variants, less the margin.
 
     None if the encoder does not even place variants near each other: they then say nothing.
