@@ -25,7 +25,7 @@ from editforge.families.open import open_model
 from editforge.follow import Follower
 from editforge.recipe import Recipe
 from editforge.stages import AlignInputs, Context, EditInputs, EditOutput, MineInputs, TargetInputs
-from editforge.team import Team, one_of_many
+from editforge.team import Team, launch_notes
 from editforge.workspace import Workspace
 
 # Raised when a stage computes something else from the same inputs: a resumed run then redoes it.
@@ -156,8 +156,9 @@ def execute(
     team = Team.join(recipe.model.device)
     if not team.leads:
         progress, say = False, _mute
-    elif warning := one_of_many():
-        say(warning)
+    else:
+        for note in launch_notes():
+            say(note)
     text = recipe.to_yaml()
     with (
         Workspace(folder, text, say, replace=replace, team=team)

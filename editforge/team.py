@@ -117,16 +117,20 @@ def _lost(got: str) -> ProcessLost:
     )
 
 
-def one_of_many() -> str | None:
-    """A warning if a launcher was asked for several processes on the CPU and started only this one.
+def launch_notes() -> list[str]:
+    """What of the launcher's settings has no effect here, one line each; empty without a launcher.
 
-    `accelerate launch --cpu --num_processes 2` does that without mpirun (accelerate 1.15).
+    `accelerate launch --cpu --num_processes 2` starts one process without mpirun (accelerate 1.15). FSDP
+    and DeepSpeed would shard what is a few megabytes, or a denoiser that sampling needs whole anyway.
     """
-    env = os.environ
+    env, notes = os.environ, []
     asked = env.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in env
-    if not asked or {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(env):
-        return None
-    return (
-        "accelerate started one process: with --cpu it needs mpirun for more. "
-        "Without a GPU too: accelerate launch --multi_gpu --num_processes 2"
-    )
+    if asked and not {"RANK", "LOCAL_RANK", "WORLD_SIZE"} & set(env):
+        notes.append(
+            "accelerate started one process: with --cpu it needs mpirun for more. "
+            "Without a GPU too: accelerate launch --multi_gpu --num_processes 2"
+        )
+    for name in ("FSDP", "DEEPSPEED"):
+        if env.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            notes.append(f"{name} is not used: every process holds the whole denoiser")
+    return notes

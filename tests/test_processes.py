@@ -18,7 +18,7 @@ import torch
 
 from editforge import load_edit
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.team import Team, one_of_many
+from editforge.team import Team, launch_notes
 from tests.command import ENVIRONMENT, UNJUDGED, editforge
 from tests.models import family_file, tiny_folder
 
@@ -192,13 +192,14 @@ def test_a_team_of_one_waits_for_nobody_and_sums_itself(monkeypatch):
     assert team.sum(tensor) is tensor
 
 
-def test_a_launcher_that_starts_one_process_of_several_is_noticed(monkeypatch):
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR"):
+def test_what_a_launcher_asks_for_in_vain_is_said(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_USE_FSDP"):
         monkeypatch.delenv(name, raising=False)
-    assert one_of_many() is None
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert one_of_many() is None
+    assert launch_notes() == []
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    assert "--multi_gpu" in str(one_of_many())
+    assert "--multi_gpu" in launch_notes()[0]
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert one_of_many() is None
+    assert launch_notes() == []
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert launch_notes() == ["FSDP is not used: every process holds the whole denoiser"]

@@ -72,7 +72,7 @@ def train(
         raise EditError(
             "a LoRA cannot lie on an edit with dense deltas", got=min(inputs.edit.dense)
         )
-    with _training(inputs, options, objective, context, concept_share) as loop:
+    with training(inputs, options, objective, context, concept_share) as loop:
         if options.steps == 0:
             return inputs.edit
         loop.run()
@@ -80,7 +80,7 @@ def train(
 
 
 @contextmanager
-def _training(
+def training(
     inputs: AlignInputs,
     options: LoraOptions,
     objective: Objective,
@@ -138,7 +138,7 @@ class Loop:
         prompts: Prompts,
     ) -> None:
         self._options, self._objective, self._context = options, objective, context
-        self._denoiser, self._adapter, self._prompts = denoiser, adapter, prompts
+        self.denoiser, self.adapter, self._prompts = denoiser, adapter, prompts
         self._sampler = Sampler(
             denoiser,
             steps=options.sample_steps,
@@ -153,9 +153,8 @@ class Loop:
     def run(self) -> None:
         """Pool, then every step that no checkpoint has."""
         options, context = self._options, self._context
-        watch = Watch(options, context, self._denoiser, self._adapter, self._prompts)
-        if options.latents == "pool":
-            self._pools = self.pools()
+        watch = Watch(options, context, self.denoiser, self.adapter, self._prompts)
+        self.draw()
         path = context.work / "checkpoint.safetensors" if context.work else None
         if path is not None:
             self._state.restore(path)
@@ -174,13 +173,15 @@ class Loop:
                     self._state.save(path)
                 watch.after(done, means)
 
-    def pools(self) -> dict[str, Pool]:
-        """Noisy latents of every branch that the objective reads."""
+    def draw(self) -> None:
+        """The pool: noisy latents of every branch that the objective reads."""
         options, context = self._options, self._context
+        if options.latents == "current":
+            return
         branches = self._objective.branches
         total = sum(len(self._texts[branch]) for branch in branches)
         with context.bar(total, "drawing latents") as bar:
-            return {
+            self._pools = {
                 branch: build_pool(
                     self._sampler,
                     self._texts[branch],
@@ -195,10 +196,10 @@ class Loop:
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step on the samples of `step`; the global means of the loss parts."""
-        options, team, adapter = self._options, self._context.team, self._adapter
+        options, team, adapter = self._options, self._context.team, self.adapter
         first = step * options.batch
         own = list(range(first + team.rank, first + options.batch, team.size))
-        sums = torch.zeros(len(self._objective.names), device=self._denoiser.device)
+        sums = torch.zeros(len(self._objective.names), device=self.denoiser.device)
         for piece in _pieces(own, options.accumulate):
             rows = self.rows(piece)
             teacher = self.predict(rows, self._objective.teacher, grad=False)
@@ -241,7 +242,7 @@ class Loop:
         """All wanted rows in one batch."""
         branches = [branch for branch, _ in wanted]
         with torch.set_grad_enabled(grad):
-            output = self._denoiser(
+            output = self.denoiser(
                 torch.cat([rows.latents[branch] for branch in branches]),
                 torch.cat([rows.times[branch] for branch in branches]),
                 [text for row in wanted for text in rows.texts[row]],
@@ -277,7 +278,7 @@ class Loop:
         runs = [self._pick(len(texts), branch, sample) for sample in samples]
         noise = [self._sampler.noise(branch, "sample", sample) for sample in samples]
         kept = [self._sampler.kept(1, branch, "sample", sample) for sample in samples]
-        with self._adapter.student():
+        with self.adapter.student():
             found = self._sampler.runs(noise, [texts[run] for run in runs], kept)
         times = self._sampler.times[[row[0] for row in kept]]
         return torch.stack([row[0] for row in found]), times, runs
@@ -288,7 +289,7 @@ class Loop:
 
     def _reduce(self, sums: Tensor) -> Tensor:
         """Sum gradients and loss parts over the processes, in one message."""
-        weights = list(self._adapter.parameters())
+        weights = list(self.adapter.parameters())
         for weight in weights:
             if weight.grad is None:  # no row of this step is ours
                 weight.grad = torch.zeros_like(weight)
