@@ -136,7 +136,8 @@ def read_tensors(
         for name in wanted:
             info = table[name]
             file.seek(info.start)
-            data = bytearray(file.read(info.end - info.start))
+            data = bytearray(info.end - info.start)  # read in place: no second copy in memory
+            file.readinto(data)
             flat = torch.frombuffer(data, dtype=DTYPES[info.dtype]) if data else torch.empty(0)
             tensors[name] = flat.to(DTYPES[info.dtype]).reshape(info.shape)
             check_finite(tensors[name], f"{path.name}: {name}")

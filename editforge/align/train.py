@@ -158,6 +158,12 @@ class Loop:
         path = context.work / "checkpoint.safetensors" if context.work else None
         if path is not None:
             self._state.restore(path)
+        if context.team.tell(self._state.step) != self._state.step:
+            raise EditError(
+                "this process sees another checkpoint than process 0",
+                got=f"step {self._state.step} in {path}",
+                next="--output a folder on a disk that all machines share",
+            )
         context.team.wait()  # nobody writes a checkpoint that another still reads
         with watch, context.bar(options.steps, "training") as bar:
             bar.update(self._state.step)

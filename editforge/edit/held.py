@@ -23,7 +23,7 @@ from editforge.families.vocabulary import cache_folder, word_list
 from editforge.files import read_tensors, write_safetensors
 from editforge.stages import Context
 
-_PIECE = 64  # names encoded at a time
+_PIECE = 16  # names encoded at a time
 _CACHED_FROM = 2**28  # d * d * words; below it, encoding again is as fast as reading
 
 
@@ -61,16 +61,23 @@ def moment(columns: Columns, names: Sequence[str], width: int, bar: Any) -> Tens
 
     A name weighs the same however many templates and positions it has.
     """
+    return moments(columns, names, width, bar)[1]
+
+
+def moments(columns: Columns, names: Sequence[str], width: int, bar: Any) -> tuple[Tensor, Tensor]:
+    """Mean column of each name (d, names), and the sum that `moment` gives: one pass over the texts."""
+    means = torch.zeros(width, len(names), dtype=torch.float64)
     total = torch.zeros(width, width, dtype=torch.float64)
     for first in range(0, len(names), _PIECE):
         piece = names[first : first + _PIECE]
         columns.read_all(piece)
-        for name in piece:
+        for at, name in enumerate(piece, start=first):
             X = columns.of(name)
+            means[:, at] = X.mean(dim=1)
             total.addmm_(X, X.T, alpha=1 / X.shape[1])
         columns.forget()
         bar.update(len(piece))
-    return total
+    return means, total
 
 
 def _kept(columns: Columns, words: Sequence[str], width: int, context: Context, bar: Any) -> Tensor:

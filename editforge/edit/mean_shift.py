@@ -22,7 +22,7 @@ from torch import Tensor
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.checks import Limits, check_solution
-from editforge.edit.held import background, moment
+from editforge.edit.held import background, moments
 from editforge.edit.names import (
     becomes,
     erased_names,
@@ -77,8 +77,7 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
         EditError: a check refuses, or two erased names are one to the encoder.
     """
     model, width = context.model, context.model.family.text_width
-    kinds = {str(concept.kind) for concept in inputs.concepts}
-    readers = {kind: _columns([kind], config, context) for kind in kinds}
+    readers = {c.kind: _columns([str(c.kind)], config, context) for c in inputs.concepts}
     means, goals, owners = [], [], []
     scatter = torch.zeros(width, width, dtype=torch.float64)
     for concept in inputs.concepts:
@@ -106,11 +105,13 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     )
     if inputs.earlier is not None:
         system = system.joined(inputs.earlier)
-    columns = _columns([str(row["kind"]) for row in system.rows], config, context)
+    kinds = [str(row["kind"]) for row in system.rows]
+    columns, listed = (_columns(kinds, config, context, rotate=once) for once in (False, True))
     taken = [*system.preserve, *system.names, *system.kin]
-    others = background(columns, config.background, config.background_limit, taken, context)
+    others = background(listed, config.background, config.background_limit, taken, context)
     with context.bar(len(system.preserve), "encoding what is preserved") as bar:
-        G = config.preserve_weight * moment(columns, system.preserve, width, bar)
+        held, preserved = moments(columns, system.preserve, width, bar)
+    G = config.preserve_weight * preserved
     G += config.background_weight * others
     if system.scatter is not None:
         G += system.scatter
@@ -126,13 +127,7 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
             moved = ((B.T @ B) * (solution.A @ solution.A.T)).sum().clamp(min=0).sqrt()
             change = max(change, float(moved / weight.norm().clamp(min=1e-30)))
             bar.update()
-    columns.read_all(system.preserve)
-    held = [columns.of(name).mean(dim=1, keepdim=True) for name in system.preserve]
-    vectors = (
-        system.erased,
-        system.erased + shift,
-        torch.cat(held, dim=1) if held else torch.zeros(width, 0, dtype=torch.float64),
-    )
+    vectors = (system.erased, system.erased + shift, held)
     checks = check_solution(
         solution,
         vectors,
@@ -151,9 +146,11 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance), system)
 
 
-def _columns(kinds: Sequence[str], config: MeanShiftConfig, context: Context) -> Columns:
+def _columns(
+    kinds: Sequence[str], config: MeanShiftConfig, context: Context, *, rotate: bool = False
+) -> Columns:
     templates = config.templates or templates_of(kinds, context.model.family)
-    return Columns(context.model, templates, "phrase", pads=config.pads)
+    return Columns(context.model, templates, "phrase", pads=config.pads, rotate=rotate)
 
 
 def _group_means(columns: Columns, X: Tensor) -> Tensor:

@@ -54,9 +54,8 @@ def load_vocabulary(model: TextModel, source: str, progress: Any = None) -> Voca
     if bar is not None:
         bar.close()
     if len(words) >= _CACHED_FROM:
-        with contextlib.suppress(
-            OSError
-        ):  # a cache that cannot be written costs time, never the run
+        # a cache that cannot be written costs time, never the run
+        with contextlib.suppress(OSError):
             write_safetensors(path, {"vectors": vectors}, {})
     return Vocabulary(words, vectors)
 
