@@ -276,7 +276,7 @@ def test_neighbors_more_like_what_is_preserved_are_left_out():
 def test_what_is_held_beyond_keeps_its_outputs(weight):
     """Held in all directions, a sample's displacement moves less than `tolerance` of its length."""
     model = opened("emoji")
-    sets = ("edit.beyond=perturbation", "mine.perturbation.num_beyond=2000", *BARE[:2])
+    sets = ("edit.beyond=perturbation", "mine.perturbation.num_beyond=2000", *BARE[:2], BARE[3])
     moves = {}
     for beyond in (0.0, weight):
         made = realera("violin", *sets, f"edit.sample_weight={beyond}", "edit.beyond_weight=0")
@@ -384,14 +384,14 @@ def test_captions_must_be_there(tmp_path):
 
 def test_a_later_edit_joins_the_neighbors_of_an_earlier_one(tmp_path):
     model = opened("emoji")
-    sets = ("edit.beyond=perturbation", "edit.beyond_weight=0", "edit.max_rank=null")
+    sets = ("edit.beyond=perturbation", "edit.beyond_weight=0", "edit.sample_weight=1")
     first = realera("spider", *sets)
     solved(model, first)[2].system.save(tmp_path / "solve.safetensors")
     later = realera("violin", *sets, continue_from=str(tmp_path / "solve.safetensors"))
     joint = solved(model, realera(["spider", "violin"], *sets))[2].edit
     both = solved(model, later)[2]
     assert {"spider", "violin"} <= set(both.system.names)
-    assert both.edit.difference(joint) < 1e-4
+    assert both.edit.difference(joint) < 1e-3
     alone = solved(model, realera("violin", *sets))[2].edit
     assert both.edit.difference(alone) > 0.5
 

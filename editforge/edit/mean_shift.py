@@ -105,10 +105,9 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     )
     if inputs.earlier is not None:
         system = system.joined(inputs.earlier)
-    kinds = [str(row["kind"]) for row in system.rows]
-    columns, listed = (_columns(kinds, config, context, rotate=once) for once in (False, True))
+    columns = _columns([str(row["kind"]) for row in system.rows], config, context)
     taken = [*system.preserve, *system.names, *system.kin]
-    others = background(listed, config.background, config.background_limit, taken, context)
+    others = background(columns, config.background, config.background_limit, taken, context)
     with context.bar(len(system.preserve), "encoding what is preserved") as bar:
         held, preserved = moments(columns, system.preserve, width, bar)
     G = config.preserve_weight * preserved
@@ -146,11 +145,9 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance), system)
 
 
-def _columns(
-    kinds: Sequence[str], config: MeanShiftConfig, context: Context, *, rotate: bool = False
-) -> Columns:
+def _columns(kinds: Sequence[str], config: MeanShiftConfig, context: Context) -> Columns:
     templates = config.templates or templates_of(kinds, context.model.family)
-    return Columns(context.model, templates, "phrase", pads=config.pads, rotate=rotate)
+    return Columns(context.model, templates, "phrase", pads=config.pads)
 
 
 def _group_means(columns: Columns, X: Tensor) -> Tensor:

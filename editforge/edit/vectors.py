@@ -7,14 +7,13 @@ is the state the denoiser would have read with the other word.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from editforge.artifacts.concepts import fold, with_article
+from editforge.artifacts.concepts import with_article
 from editforge.errors import RecipeError
 from editforge.families.model import TextModel
 
@@ -37,8 +36,6 @@ class Columns:
             (`eot`, it has read the whole prompt), or the mean of its padding states. Under `aligned`
             the empty prompt is read position by position, from the first (`bos`) or second (`eot`).
         pads: padding positions of the rule `phrase`.
-        rotate: read each name in one of the templates, which its spelling picks, instead of in all:
-            for long lists, whose statistics need every template but not of every name.
     """
 
     def __init__(
@@ -48,7 +45,6 @@ class Columns:
         tokens: TokenRule,
         null_vector: NullRule = "eot",
         pads: int = 4,
-        rotate: bool = False,
     ) -> None:
         if not templates or not all("{n}" in text or "{a}" in text for text in templates):
             raise RecipeError(
@@ -57,7 +53,7 @@ class Columns:
                 allowed="{n} the name, {a} the name with its article",
             )
         self._encoder, self._tokens, self._null = model.encoder, tokens, null_vector
-        self._templates, self._pads, self._rotate = tuple(templates), pads, rotate
+        self._templates, self._pads = tuple(templates), pads
         self._states: dict[str, Tensor] = {}
 
     @property
@@ -74,11 +70,11 @@ class Columns:
     @property
     def rule(self) -> list[object]:
         """What decides which states a name has: part of a cache's key."""
-        return [self._tokens, self._null, self._pads, list(self._templates), self._rotate]
+        return [self._tokens, self._null, self._pads, list(self._templates)]
 
     def read_all(self, names: Sequence[str]) -> None:
         """Encode all prompts of `names` in large batches; later calls find them."""
-        prompts = [self._fill(text, name) for name in names for text in self._used(name)]
+        prompts = [self._fill(text, name) for name in names for text in self._templates]
         if "" in prompts and "" not in self._states:
             # always in the whole window: the mean of its padding must not depend on its company
             self._states[""] = self._encoder.encode([""])[0]
@@ -132,14 +128,8 @@ class Columns:
     def of(self, name: str) -> Tensor:
         """Columns (d, k) of one name, or of the empty prompt; `all` includes begin of text."""
         self.read_all([name])
-        parts = [self._at(text, name, self._positions(text, name, 0)) for text in self._used(name)]
+        parts = [self._at(text, name, self._positions(text, name, 0)) for text in self._templates]
         return torch.cat(parts, dim=1)
-
-    def _used(self, name: str) -> tuple[str, ...]:
-        if not self._rotate:
-            return self._templates
-        at = int(hashlib.sha256(fold(name).encode()).hexdigest(), 16) % len(self._templates)
-        return self._templates[at : at + 1]
 
     def _fill(self, text: str, name: str) -> str:
         if not name:
