@@ -126,6 +126,7 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
         "default", {**overrides, "mine": [{"use": "vocabulary", "words": str(listing)}]}, OPTIONS
     )
     prompts = [f"a photo of {word}" for word in words[:16]]
+    model.encoder.encode(prompts)  # the first call sets up the threads
     encode_rate = len(prompts) / timed(lambda: model.encoder.encode(prompts))
     vectors = torch.randn(CANDIDATES, width)  # 50,000 words would take minutes to encode here
     kept = tuple(word for word in words if len(model.encoder.tokens(word)) <= 75)

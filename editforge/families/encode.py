@@ -92,7 +92,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(
-        self, prompts: Sequence[str], *, window: int | None = None, positions: int = 4096
+        self, prompts: Sequence[str], *, window: int | None = None, positions: int = 1024
     ) -> Tensor:
         """States (n, window, d), float32, on the CPU.
 
@@ -100,7 +100,7 @@ class TextEncoder:
             prompts: n texts; the empty text is allowed.
             window: positions to compute, the model's own by default. Shorter: cheaper, same states
                 at the positions that remain.
-            positions: prompts times window at a time. Raising it costs memory, 12 d floats each.
+            positions: prompts times window at a time. Raising it costs memory: SDXL keeps all layers.
         """
         window = self.window if window is None else min(window, self.window)
         batch = max(1, positions // window)

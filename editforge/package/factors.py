@@ -139,9 +139,11 @@ def _error(pair: LowRank, used: LowRank, strength: float, dtype: torch.dtype) ->
     """|stored - wanted| / |wanted|, from the factors alone: the full matrix is never formed."""
     wanted = (strength * pair.B.double(), pair.A.double())
     stored = tuple(side.double() for side in stored_factors(used, strength, dtype))
-    gap = (torch.cat([stored[0], -wanted[0]], dim=1), torch.cat([stored[1], wanted[1]], dim=0))
     if not all(bool(torch.isfinite(side).all()) for side in stored):
         raise PackageError(f"the factors overflow {dtype}", next="write them in float32")
+    if all(torch.equal(*sides) for sides in zip(stored, wanted, strict=True)):
+        return 0.0  # float32 at strength 1 rounds nothing, and no factorization is needed to see it
+    gap = (torch.cat([stored[0], -wanted[0]], dim=1), torch.cat([stored[1], wanted[1]], dim=0))
     size = _norm(*wanted)
     return _norm(*gap) / size if size > 0 else 0.0
 
