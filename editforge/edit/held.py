@@ -53,7 +53,7 @@ def background(
     less = [word for word in words if fold(word) in out]
     with context.bar(len(words) + len(less), "encoding the background") as bar:
         whole = _kept(columns, words, width, context, bar)
-        return whole - moment(columns, less, width, bar)
+        return whole.sub_(moment(columns, less, width, bar))
 
 
 def moment(columns: Columns, names: Sequence[str], width: int, bar: Any) -> Tensor:

@@ -110,8 +110,7 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     others = background(columns, config.background, config.background_limit, taken, context)
     with context.bar(len(system.preserve), "encoding what is preserved") as bar:
         held, preserved = moments(columns, system.preserve, width, bar)
-    G = config.preserve_weight * preserved
-    G += config.background_weight * others
+    G = others.mul_(config.background_weight).add_(preserved, alpha=config.preserve_weight)
     if system.scatter is not None:
         G += system.scatter
     solution = constrained(system.erased, G, ridge=config.ridge)
