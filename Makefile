@@ -41,6 +41,7 @@ quality: .venv/.installed  ## lint, format and type checks
 
 speed: .venv/.installed  ## time each part against its floor: docs/performance.md
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/align_speed.py
 
 benchmark: .venv/.installed  ## the DEV table of the README: benchmarks/dev_table.py
 	$(BIN)/python benchmarks/dev_table.py

@@ -422,6 +422,7 @@ def test_a_cut_rank_needs_values_that_all_maps_share():
 
 def test_a_list_that_a_person_edited_is_kept_and_obeyed(tmp_path):
     line = ("erase", "spider", "--method", "realera", "--target", "bomb", *UNJUDGED)
+    line += ("--set", "align=null")
     options = [word for one in (*FEW, *FREE) for word in ("--set", one)]
     output = ("--output", "run")
     assert editforge(*line, *options, *output, cwd=tmp_path).code == 0
