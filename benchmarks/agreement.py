@@ -1,6 +1,6 @@
 """Does the stock pipeline with the LoRA draw what the packaged denoiser draws? Never imports editforge.
 
-    editforge erase violin --export lora,unet --dtype float32 --output runs/agree
+    editforge erase violin --export lora,unet --set package.dtype=float32 --output runs/agree
     python benchmarks/agreement.py editforge/emoji/assets/pipeline runs/agree/package "a violin"
 
 Prints the largest difference of any pixel, in [0, 1], over four pictures a prompt: in float32, and with
