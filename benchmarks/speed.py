@@ -125,9 +125,6 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
     recipe = resolve(
         "default", {**overrides, "mine": [{"use": "vocabulary", "words": str(listing)}]}, OPTIONS
     )
-    prompts = [f"a photo of {word}" for word in words[:16]]
-    model.encoder.encode(prompts)  # the first call sets up the threads
-    encode_rate = len(prompts) / timed(lambda: model.encoder.encode(prompts))
     vectors = torch.randn(CANDIDATES, width)  # 50,000 words would take minutes to encode here
     kept = tuple(word for word in words if len(model.encoder.tokens(word)) <= 75)
     write_safetensors(
@@ -174,7 +171,6 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
         "embedding_seconds": round(took["edit"] - took["factorize"] - took["products"], 3),
         "solve_floor": round(flops / rate(torch.float64), 3),
         "write_floor": round(size / write_rate(folder), 3),
-        "prompts_per_second": round(encode_rate, 1),
         "peak_choose_mb": round(peak_choose / 2**20),
         "peak_edit_mb": round(peak_edit / 2**20),
         "bytes": size,
@@ -282,9 +278,9 @@ def main() -> None:
 def table(rows: list[dict]) -> str:
     head = (
         "| family | concepts | rank | metric | choose | embed | factorize | products | floor | write "
-        "| floor | MB choosing | MB editing | MB LoRA | prompts/s |"
+        "| floor | MB choosing | MB editing | MB LoRA |"
     )
-    lines = [head, "|---" * 15 + "|"]
+    lines = [head, "|---" * 14 + "|"]
     for row in rows:
         s = row["seconds"]
         choosing = s["mine"] + s["choose"]
@@ -292,7 +288,7 @@ def table(rows: list[dict]) -> str:
             row["family"], row["concepts"], row["rank"], s["metric"], round(choosing, 2),
             row["embedding_seconds"], s["factorize"], s["products"], row["solve_floor"], s["write"],
             row["write_floor"], row["peak_choose_mb"], row["peak_edit_mb"],
-            round(row["bytes"] / 2**20, 1), row["prompts_per_second"],
+            round(row["bytes"] / 2**20, 1),
         ]  # fmt: skip
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
