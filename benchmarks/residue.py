@@ -4,7 +4,7 @@ Every variant gets the same targets and preserve list (those of the default reci
 noise, for the concept by name, by aliases that nobody gave it, by other words that `mine: associates`
 finds, and by states at growing distance from its own. Near and far names say what that cost.
 
-    python benchmarks/residue.py                                 # UCE against RealEra, 12 DEV concepts
+    python benchmarks/residue.py --variants uce realera          # 12 DEV concepts, 15 minutes
     python benchmarks/residue.py --variants uce realera no-neighbors --concepts spider violin
     python benchmarks/residue.py --variants uce "mine=runs/mine/{concept}"          # saved runs or edits
     python benchmarks/residue.py --plot docs/images/residue.png
