@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from editforge.errors import EditError, PackageError
 from editforge.files import check_finite, read_header, read_tensors, write_safetensors
+from editforge.linalg import rank, truncated
 
 SCHEMA = "editforge.weight_edit/1"
 
@@ -326,15 +327,8 @@ def _sum(a: LowRank | None, scale_a: float, b: LowRank | None, scale_b: float) -
 
 
 def _reduce(pair: LowRank, tolerance: float) -> LowRank:
-    left, core_left = torch.linalg.qr(pair.B.double())
-    right, core_right = torch.linalg.qr(pair.A.double().T)
-    u, sigma, vh = torch.linalg.svd(core_left @ core_right.T)
-    largest = float(sigma[0]) if sigma.numel() else 0.0
-    keep = int((sigma > tolerance * largest).sum()) if largest > 0 else 0
-    root = sigma[:keep].sqrt()
-    B = (left @ u[:, :keep]) * root
-    A = root[:, None] * (vh[:keep] @ right.T)
-    return LowRank(B.float(), A.float())
+    left, right, _ = truncated(pair.B, pair.A, rank(pair.B, pair.A, tolerance))
+    return LowRank(left.float(), right.float())
 
 
 def _square_norm(pair: LowRank) -> float:

@@ -19,6 +19,7 @@ from torch import Tensor
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.errors import PackageError
 from editforge.files import LazyTensor
+from editforge.linalg import truncated
 from editforge.package.base import refuse_other_components
 
 
@@ -127,12 +128,8 @@ def _truncated(pair: LowRank, rank: int) -> LowRank:
     """The best approximation of B A of this rank; singular values are never clamped."""
     if pair.rank <= rank:
         return pair
-    left, core_left = torch.linalg.qr(pair.B.double())
-    right, core_right = torch.linalg.qr(pair.A.double().T)
-    u, sigma, vh = torch.linalg.svd(core_left @ core_right.T, full_matrices=False)
-    root = sigma[:rank].sqrt()
-    B = (left @ u[:, :rank]) * root
-    return LowRank(B.float(), (root[:, None] * (vh[:rank] @ right.T)).float())
+    left, right, _ = truncated(pair.B, pair.A, rank)
+    return LowRank(left.float(), right.float())
 
 
 def _error(pair: LowRank, used: LowRank, strength: float, dtype: torch.dtype) -> float:
