@@ -113,13 +113,23 @@ def read_yaml(path: Path) -> Any:
         raise RecipeError(f"{path} is not UTF-8 text") from None
 
 
+class _Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: _Plain, text: str) -> yaml.ScalarNode:
+    # PyYAML takes these three for line breaks and folds them into a space; in double quotes it
+    # escapes them
+    odd = any(mark in text for mark in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
+
+
+_Plain.add_representer(str, _text)
+
+
 def dump_yaml(value: object) -> str:
-    """YAML in the order given, unaliased, 100 columns."""
-
-    class _Plain(yaml.SafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
+    """YAML in the order given, unaliased, 100 columns; reads back as it was."""
     return yaml.dump(
         value,
         Dumper=_Plain,

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from editforge.cli.erase import _read_concepts
@@ -291,6 +291,8 @@ values = st.recursive(
 
 @settings(deadline=None, max_examples=60)
 @given(value=values)
+@example(value="\x85")
+@example(value={"a\u2028": ["x\u2029y"]})
 def test_yaml_that_we_write_reads_back_as_it_was(value):
     assert parse_yaml(dump_yaml(value), "test") == value
 
