@@ -28,7 +28,7 @@ import sys
 import time
 from statistics import median
 
-ROWS = (("emoji", 4, 30), ("emoji", 16, 12), ("sd14", 1, 5))
+ROWS = (("emoji", 4, 30), ("emoji", 16, 12), ("sd14", 1, 10))
 TEXT = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
 
 
