@@ -15,7 +15,7 @@ from typing import Any
 from editforge.errors import RecipeError
 from editforge.team import Team
 
-SHARED = ("align", "evaluate")  # stages whose work is split; the others take seconds
+SHARED = ("mine", "align", "evaluate")  # stages whose work is split; the others take seconds
 
 
 class Follower:

@@ -11,6 +11,7 @@ from editforge.edit.vectors import Columns
 from editforge.errors import RecipeError
 from editforge.families.model import Model, Origin
 from editforge.families.vocabulary import load_vocabulary, word_list
+from editforge.team import Team
 from tests.models import KINDS, TINY, family_file, opened, tiny_folder
 from tests.tiny import TEXT_WIDTHS, WORDS
 
@@ -284,3 +285,21 @@ def test_a_damaged_cache_of_words_is_written_anew(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-5])
     assert torch.equal(load_vocabulary(model, "tokenizer").vectors, first)
     assert path.stat().st_size > 100
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_team_shares_the_words_and_loses_none(size, monkeypatch):
+    encoder = opened("sd1").encoder
+    words = [
+        *WORDS,
+        "red green blue house",
+        "van gogh",
+        *(f"{a} {b} c" for a in WORDS for b in WORDS),
+    ]
+    parts = []
+    monkeypatch.setattr(Team, "sum", lambda self, tensor: tensor)
+    for rank in range(size):
+        parts.append(encoder.encode_words(words, team=Team(rank, size)))
+    whole = encoder.encode_words(words)
+    assert torch.equal(sum(parts), whole)
+    assert all(0 < int(part.any(dim=1).sum()) < len(words) for part in parts[:2])

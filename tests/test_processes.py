@@ -38,6 +38,8 @@ sys.argv[0] = "editforge"
 from editforge.cli.main import main
 main()
 """
+VOWELS = ("a", "e", "i", "o", "u", "ai", "ou", "ea")
+TAILS = [a + b for a in "bdgklmnrst" for b in ("a", "o")]  # 14 * 8 * 20 words: a list worth sharing
 ALIGN = (
     "align={use: realera, steps: 20, batch: 3, rank: 2, precision: fp32, save_every: 5, "
     "erase_runs: 2, keep_runs: 4, kept_times: 2, sample_steps: 4}"
@@ -149,6 +151,25 @@ def test_evaluation_is_shared_and_gives_the_same_bytes(tmp_path):
     done = launch(shared, *words)
     assert done.returncode == 0, done.stderr
     assert contents(shared / "run") == contents(alone / "run")
+
+
+def test_mining_is_shared_and_gives_the_same_bytes(tmp_path):
+    listing = tmp_path / "words.txt"
+    listing.write_text(
+        "\n".join(f"{a}{b}{c}" for a in "bdfgklmnprstvz" for b in VOWELS for c in TAILS)
+    )
+    words = (*line("align=null"), "--set", f"mine=[{{use: vocabulary, words: {listing}}}]")
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    alone.mkdir()
+    shared.mkdir()
+    apart = f"import os\nos.environ['XDG_CACHE_HOME'] = {str(alone / 'cache')!r}\n"
+    assert editforge(*words, cwd=alone, before=apart).code == 0
+    done = launch(shared, *words, XDG_CACHE_HOME=str(shared / "cache"))
+    assert done.returncode == 0, done.stderr
+    (kept,) = (alone / "cache/editforge/words").glob("*.safetensors")
+    assert (shared / "cache/editforge/words" / kept.name).read_bytes() == kept.read_bytes()
+    mined = [folder / "run/mine/neighbors.yaml" for folder in (alone, shared)]
+    assert mined[0].read_bytes() == mined[1].read_bytes()
 
 
 def test_a_refusal_ends_all_processes_and_says_why(two, tmp_path):

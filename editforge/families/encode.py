@@ -18,6 +18,7 @@ from torch import Tensor
 
 from editforge.errors import RecipeError
 from editforge.families.schema import Family
+from editforge.team import Team
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,13 @@ class TextEncoder:
                 states[first : first + len(texts)] = found.float().cpu()
         return states
 
-    def encode_words(self, words: Sequence[str], *, progress: Any = None) -> Tensor:
+    def encode_words(
+        self, words: Sequence[str], *, progress: Any = None, team: Team | None = None
+    ) -> Tensor:
         """State of the last token of each bare word, (V, d) float32: rule `subject`.
 
-        Words are grouped by length and encoded in windows of their own size.
+        Words are grouped by length and encoded in windows of their own size. A team shares the
+        groups, and every process gets all states, bit for bit those of one process.
 
         Raises:
             RecipeError: a word that tokenizes to nothing or does not fit.
@@ -129,16 +133,19 @@ class TextEncoder:
         for word, length in zip(words, lengths, strict=True):
             if not 0 < length <= self.window - 2:
                 self.check(word)
-        result = torch.empty(len(words), self.width)
+        team = team or Team()
+        parts = []
         for length in sorted(set(lengths)):
             rows = [index for index, own in enumerate(lengths) if own == length]
-            for first in range(0, len(rows), 1024):
-                part = rows[first : first + 1024]
+            parts += [(length, rows[at : at + 1024]) for at in range(0, len(rows), 1024)]
+        result = torch.zeros(len(words), self.width)
+        for number, (length, part) in enumerate(parts):
+            if number % team.size == team.rank:
                 states = self.encode([words[index] for index in part], window=length + 2)
                 result[part] = states[:, length]
-                if progress is not None:
-                    progress.update(len(part))
-        return result
+            if progress is not None:
+                progress.update(len(part))
+        return team.sum(result.to(self.device)).cpu() if team.size > 1 else result
 
     @contextmanager
     def _shortened(self, window: int) -> Iterator[None]:

@@ -18,6 +18,7 @@ from editforge.disk import sha256_json
 from editforge.errors import PackageError, RecipeError
 from editforge.families.model import TextModel
 from editforge.files import read_tensors, write_safetensors
+from editforge.team import Team
 
 _CACHED_FROM = 2_000  # words; shorter lists encode in seconds
 
@@ -30,7 +31,9 @@ class Vocabulary:
     vectors: Tensor
 
 
-def load_vocabulary(model: TextModel, source: str, progress: Any = None) -> Vocabulary:
+def load_vocabulary(
+    model: TextModel, source: str, progress: Any = None, team: Team | None = None
+) -> Vocabulary:
     """Encode a word list.
 
     Args:
@@ -38,26 +41,39 @@ def load_vocabulary(model: TextModel, source: str, progress: Any = None) -> Voca
         source: `family` (its own list, else the tokenizer's whole words), `tokenizer`, or a text
             file with one word or phrase a line.
         progress: makes a bar from (total, label), see `Context.bar`.
+        team: processes that all call this and share the encoding of a long list.
 
     Raises:
         RecipeError: no such file, or an empty list.
     """
     words = word_list(model, source)
     path = cache_folder() / f"{sha256_json([model.digest, words])}.safetensors"
-    if len(words) >= _CACHED_FROM and path.is_file():
-        try:
-            return Vocabulary(words, read_tensors(path, ["vectors"])["vectors"])
-        except PackageError:
-            path.unlink()
+    long = len(words) >= _CACHED_FROM
+    team = team if team and long else Team()
+    kept = _kept(path) if long else None
+    known = team.tell(kept is not None)  # whether process 0 has it decides for all: they go one way
+    if known and kept is not None:
+        return Vocabulary(words, kept)
+    shared = Team() if known else team
     bar = progress(len(words), "encoding words") if progress else None
-    vectors = model.encoder.encode_words(words, progress=bar)
+    vectors = model.encoder.encode_words(words, progress=bar, team=shared)
     if bar is not None:
         bar.close()
-    if len(words) >= _CACHED_FROM:
+    if long:
         # a cache that cannot be written costs time, never the run
         with contextlib.suppress(OSError):
             write_safetensors(path, {"vectors": vectors}, {})
     return Vocabulary(words, vectors)
+
+
+def _kept(path: Path) -> Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        return read_tensors(path, ["vectors"])["vectors"]
+    except PackageError:
+        path.unlink(missing_ok=True)
+        return None
 
 
 def word_list(model: TextModel, source: str) -> tuple[str, ...]:

@@ -52,9 +52,11 @@ def associates(inputs: MineInputs, config: AssociatesConfig, context: Context) -
     for concept in inputs.concepts:
         encoder.check(concept.name)
     erased = {fold(name) for concept in inputs.concepts for name in concept.names}
-    known = load_vocabulary(context.model, config.words, context.bar)
+    known = load_vocabulary(context.model, config.words, context.bar, context.team)
     curated = context.model.family.words is not None
-    names = load_vocabulary(context.model, "family", context.bar) if curated else known
+    names = (
+        load_vocabulary(context.model, "family", context.bar, context.team) if curated else known
+    )
     mean = names.vectors.mean(dim=0)
     others = [at for at, name in enumerate(names.words) if curated and fold(name) not in erased]
     taken = {*erased, *(fold(names.words[at]) for at in others)}

@@ -89,7 +89,7 @@ def perturbation(inputs: MineInputs, config: PerturbationConfig, context: Contex
     """
     for concept in inputs.concepts:
         context.model.encoder.check(concept.name)
-    known = load_vocabulary(context.model, config.words, context.bar)
+    known = load_vocabulary(context.model, config.words, context.bar, context.team)
     states = context.model.encoder.encode_words([concept.name for concept in inputs.concepts])
     lengths = known.vectors.norm(dim=1).clamp(min=1e-30)
     erased = {fold(name) for concept in inputs.concepts for name in concept.names}

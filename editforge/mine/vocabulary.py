@@ -64,7 +64,7 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
     for concept, texts in zip(inputs.concepts, written, strict=True):
         for text in (*concept.names, *texts):
             encoder.check(text)
-    known = load_vocabulary(context.model, config.words, context.bar)
+    known = load_vocabulary(context.model, config.words, context.bar, context.team)
     metric = text_metric(context.model)
     mean = known.vectors.mean(dim=0)
     norms = _norms(known.vectors, mean, metric)  # (V,)
