@@ -115,7 +115,7 @@ def _erased(scores: Scores, which: Set, subjects: Sequence[Subject], strength: f
     if not scores.pixel_drift.any():
         knob = "the edit changes no image at all: check its strength and modules"
     elif which == "name":
-        knob = f"--strength {_more(strength, edited.value)}, or --set edit.tokens=all"
+        knob = f"--strength {_more(strength, edited.value)}, or another target: --target TEXT"
     else:
         also = " ".join(f'"{rate.name}"' for rate in worst if rate.edited)
         knob = f"--strength {_more(strength, edited.value)}, or erase by name too: {also}"
