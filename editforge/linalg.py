@@ -179,17 +179,29 @@ def rank(left: Tensor, right: Tensor, tolerance: float = 1e-9) -> int:
     return int((sigma > tolerance * largest).sum()) if largest > 0 else 0
 
 
-def truncated(left: Tensor, right: Tensor, keep: int) -> tuple[Tensor, Tensor, float]:
+def truncated(
+    left: Tensor, right: Tensor, keep: int | None = None, *, tolerance: float = 0.0
+) -> tuple[Tensor, Tensor, float]:
     """The best rank-`keep` factors of left (o, r) @ right (r, d), and the relative Frobenius error.
 
-    Columns of the first and rows of the second have equal norms: what 16 bits hold best.
+    Without `keep`, all singular values above `tolerance` times the largest. Columns of the first and
+    rows of the second have equal norms: what 16 bits hold best.
     """
     a, core_left = torch.linalg.qr(left.double())
     b, core_right = torch.linalg.qr(right.double().T)
     u, sigma, vh = torch.linalg.svd(core_left @ core_right.T)
+    if keep is None:
+        keep = int((sigma > tolerance * sigma[:1]).sum())
     root = sigma[:keep].sqrt()
     lost = float(sigma[keep:].norm() / sigma.norm().clamp(min=1e-300))
     return (a @ u[:, :keep]) * root, root[:, None] * (vh[:keep] @ b.T), lost
+
+
+def product_norm(left: Tensor, right: Tensor) -> float:
+    """|left right|_F without the product; triangular factors keep what a Gram matrix would cancel."""
+    a = torch.linalg.qr(left.double()).R
+    b = torch.linalg.qr(right.double().T).R
+    return float(torch.linalg.matrix_norm(a @ b.T))
 
 
 def _check_inputs(

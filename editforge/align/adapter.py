@@ -115,13 +115,11 @@ class Adapter(nn.Module):
         finally:
             self._on = False
 
-    def factors(self) -> dict[str, LowRank]:
-        """The LoRA as it is now, by path, on the CPU."""
-        pairs = zip(self.paths, self.A, self.B, strict=True)
-        return {
-            path: LowRank(B.detach().cpu().clone(), A.detach().cpu().clone())
-            for path, A, B in pairs
-        }
+    def factors(self, values: Mapping[str, Tensor] | None = None) -> dict[str, LowRank]:
+        """The LoRA as it is now, or with other values of its parameters, by path, on the CPU."""
+        source = dict(self.named_parameters()) if values is None else values
+        own = {name: value.detach().cpu().clone() for name, value in source.items()}
+        return {path: LowRank(own[f"B.{at}"], own[f"A.{at}"]) for at, path in enumerate(self.paths)}
 
     def remove(self) -> None:
         """Take the hooks off; the denoiser is as it was."""

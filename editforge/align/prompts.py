@@ -7,7 +7,6 @@ draws are keyed by the recipe's seed, the concept and the run or the global samp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from editforge.align.denoiser import Denoiser, Encoded
 from editforge.align.options import LoraOptions
-from editforge.artifacts.concepts import Concept, fold, with_article
+from editforge.artifacts.concepts import Concept, filled, fold
 from editforge.artifacts.neighbors import MinedShell
 from editforge.edit.mined import nearest_is_own
 from editforge.edit.names import becomes, erased_names, kin, preserved_names, templates_of
-from editforge.families.vocabulary import word_list
+from editforge.families.vocabulary import thinned, word_list
 from editforge.mine.shell import beyond_of, keyed, neighbors_of
 from editforge.stages import AlignInputs, Context, EditInputs
 
@@ -121,8 +120,8 @@ class Prompts:
         pairs = [(text, name) for text in templates for name in erased_names(concept, self._named)]
         pairs = [pairs[run % len(pairs)] for run in range(count)]
         each = list(dict.fromkeys(pairs))
-        own = [_filled(text, name) for text, name in each]
-        goals = [_filled(text, target) for text, _ in each]
+        own = [filled(text, name) for text, name in each]
+        goals = [filled(text, target) for text, _ in each]
         for text in goals:
             if text:
                 encoder.check(text)
@@ -140,13 +139,13 @@ class Prompts:
         """Preserved names first, then other words, in all templates; then points beyond the shells."""
         mined = [(name, shell) for name, shell in self._shell.items() if shell is not None]
         around = round(options.keep_runs * options.beyond_fraction) if mined else 0
-        words = _thinned(self.preserved, options.keep_runs - around)
-        words += _thinned(self._others(), options.keep_runs - around - len(words))
+        words = thinned(self.preserved, options.keep_runs - around)
+        words += thinned(self._others(), options.keep_runs - around - len(words))
         kinds = [concept.kind for concept in self._named.concepts]
         templates = templates_of(kinds, self._context.model.family)
         if not words:  # nothing to keep by name: the empty prompt stands for everything else
             words = [""] * (options.keep_runs - around)
-        texts = [_filled(templates[at % len(templates)], word) for at, word in enumerate(words)]
+        texts = [filled(templates[at % len(templates)], word) for at, word in enumerate(words)]
         found = self._denoiser.encode(texts) if texts else []
         return found + [
             self._beyond(*mined[at % len(mined)], at // len(mined)) for at in range(around)
@@ -167,18 +166,3 @@ class Prompts:
         out |= {fold(word) for shell in shells for word in shell.in_band}
         words = word_list(self._context.model, inputs.neighbors.source)
         return [word for word in words if fold(word) not in out]
-
-
-def _filled(template: str, name: str) -> str:
-    """A template with a name in it; no name, no text."""
-    if not name:
-        return ""
-    return template.replace("{a}", with_article(name)).replace("{n}", name)
-
-
-def _thinned(words: Sequence[str], limit: int) -> list[str]:
-    """At most `limit` words, evenly spaced."""
-    limit = max(limit, 0)
-    if len(words) <= limit:
-        return list(words)
-    return [words[at * len(words) // limit] for at in range(limit)]

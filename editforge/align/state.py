@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from editforge.align.adapter import Adapter
 from editforge.align.options import LoraOptions
@@ -53,11 +52,7 @@ class State:
 
     def factors(self) -> dict[str, LowRank]:
         """The trained factors by path, on the CPU: the last, or their running mean."""
-        source = self._weights if self._decay is None else self._mean
-        return {
-            path: LowRank(_copied(source[f"B.{at}"]), _copied(source[f"A.{at}"]))
-            for at, path in enumerate(self._adapter.paths)
-        }
+        return self._adapter.factors(self._weights if self._decay is None else self._mean)
 
     def losses(self) -> dict[str, float]:
         """Means over the first and the last tenth of all steps, six digits."""
@@ -101,7 +96,3 @@ class State:
                 self._optimizer.state[weight] = moved
                 if self._decay is not None:
                     self._mean[name].copy_(tensors[f"mean.{name}"])
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().clone()

@@ -47,3 +47,10 @@ def with_article(name: str) -> str:
     if first in ("a", "an", "the"):
         return name
     return f"{'an' if first[0] in 'aeiou' else 'a'} {name}"
+
+
+def filled(template: str, name: str) -> str:
+    """A template with a name for {n}, or with its article for {a}; no name, no text."""
+    if not name:
+        return ""
+    return template.replace("{a}", with_article(name)).replace("{n}", name)

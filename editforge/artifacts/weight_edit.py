@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from editforge.errors import EditError, PackageError
 from editforge.files import check_finite, read_header, read_tensors, write_safetensors
-from editforge.linalg import rank, truncated
+from editforge.linalg import product_norm, truncated
 
 SCHEMA = "editforge.weight_edit/1"
 
@@ -139,8 +139,9 @@ class WeightEdit:
         for name in {*self.factors, *other.factors}:
             mine, theirs = self.factors.get(name), other.factors.get(name)
             gap = _sum(mine, self.strength, theirs, -other.strength)
-            squares[0] += _square_norm(gap)
-            squares[1] += _square_norm(_sum(mine, self.strength, None, 0.0)) if mine else 0.0
+            squares[0] += product_norm(gap.B, gap.A) ** 2
+            size = product_norm(mine.B, mine.A) if mine else 0.0
+            squares[1] += (self.strength * size) ** 2
         for name in {*self.dense, *other.dense}:
             zero = torch.zeros(())
             a = self.dense.get(name, zero).double() * self.strength
@@ -327,15 +328,8 @@ def _sum(a: LowRank | None, scale_a: float, b: LowRank | None, scale_b: float) -
 
 
 def _reduce(pair: LowRank, tolerance: float) -> LowRank:
-    left, right, _ = truncated(pair.B, pair.A, rank(pair.B, pair.A, tolerance))
+    left, right, _ = truncated(pair.B, pair.A, tolerance=tolerance)
     return LowRank(left.float(), right.float())
-
-
-def _square_norm(pair: LowRank) -> float:
-    """Squared norm of B A, without forming it; by QR two equal edits differ by 1e-16, not 1e-8."""
-    _, left = torch.linalg.qr(pair.B.double())
-    _, right = torch.linalg.qr(pair.A.double().T)
-    return float((left @ right.T).square().sum())
 
 
 def _base(edit: WeightEdit) -> str:

@@ -24,7 +24,7 @@ from editforge.edit.held import moment
 from editforge.edit.mined import Around, MinedOptions
 from editforge.edit.vectors import Columns
 from editforge.errors import RecipeError
-from editforge.families.vocabulary import load_vocabulary
+from editforge.families.vocabulary import load_vocabulary, thinned
 from editforge.mine.shell import beyond_of
 from editforge.stages import Context, EditInputs
 
@@ -97,9 +97,7 @@ def _outside(inputs: EditInputs, context: Context) -> list[str]:
     limit = max(
         s.num_beyond - round(s.num_beyond * s.beyond_shell_fraction) for s in mined.values()
     )
-    if len(words) <= limit:
-        return words
-    return [words[index * len(words) // limit] for index in range(limit)]
+    return thinned(words, limit)
 
 
 def _lines(path: str | None) -> list[str]:

@@ -31,6 +31,12 @@ class Limits(BaseModel):
     drift: float = Field(0.05, description="|E p - p| / |p|, worst preserve vector: warns only.")
 
 
+def relative_change(B: Tensor, gram: Tensor, weight: Tensor) -> float:
+    """|B A|_F / |W|_F of one map, from gram = A A^T, which all maps share; B A is never formed."""
+    moved = ((B.T @ B) * gram).sum().clamp(min=0).sqrt()
+    return float(moved / weight.norm().clamp(min=1e-30))
+
+
 def check_solution(
     solution: Solution,
     vectors: tuple[Tensor, Tensor, Tensor],

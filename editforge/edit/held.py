@@ -18,9 +18,8 @@ from torch import Tensor
 from editforge.artifacts.concepts import fold
 from editforge.disk import sha256_json
 from editforge.edit.vectors import Columns
-from editforge.errors import PackageError
-from editforge.families.vocabulary import cache_folder, word_list
-from editforge.files import read_tensors, write_safetensors
+from editforge.families.vocabulary import cache_folder, recall, thinned, word_list
+from editforge.files import write_safetensors
 from editforge.stages import Context
 
 _PIECE = 16  # names encoded at a time
@@ -47,9 +46,7 @@ def background(
     if source is None:
         return torch.zeros(width, width, dtype=torch.float64)
     out = {fold(word) for word in taken}
-    words = list(word_list(context.model, source))
-    if len(words) > limit:
-        words = [words[index * len(words) // limit] for index in range(limit)]
+    words = thinned(word_list(context.model, source), limit)
     less = [word for word in words if fold(word) in out]
     with context.bar(len(words) + len(less), "encoding the background") as bar:
         whole = _kept(columns, words, width, context, bar)
@@ -85,11 +82,8 @@ def _kept(columns: Columns, words: Sequence[str], width: int, context: Context, 
         return moment(columns, words, width, bar)
     key = sha256_json([context.model.digest, columns.rule, list(words)])
     path = cache_folder() / f"moment-{key}.safetensors"
-    if path.is_file():
-        try:
-            return read_tensors(path, ["moment"])["moment"]
-        except PackageError:
-            path.unlink()
+    if (known := recall(path, "moment")) is not None:
+        return known
     found = moment(columns, words, width, bar)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, never the run
         write_safetensors(path, {"moment": found}, {})

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.edit.checks import Limits, check_solution
+from editforge.edit.checks import Limits, check_solution, relative_change
 from editforge.edit.held import background, moments
 from editforge.edit.names import (
     becomes,
     erased_names,
     kin,
     preserved_names,
+    provenance,
     provenance_rows,
     templates_of,
 )
@@ -116,14 +117,14 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     solution = constrained(system.erased, G, ridge=config.ridge)
     shift = config.reach * (system.target - system.erased)
     A = solution.A.float()  # one tensor, shared by all maps
+    gram = solution.A @ solution.A.T
     factors, change = {}, 0.0
     with context.bar(len(model.paths), "solving") as bar:
         for path in model.paths:
             weight = model.weight(path).double()
             B = weight @ shift
             factors[path] = LowRank(B.float(), A)
-            moved = ((B.T @ B) * (solution.A @ solution.A.T)).sum().clamp(min=0).sqrt()
-            change = max(change, float(moved / weight.norm().clamp(min=1e-30)))
+            change = max(change, relative_change(B, gram, weight))
             bar.update()
     vectors = (system.erased, system.erased + shift, held)
     checks = check_solution(
@@ -134,14 +135,8 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
         config.limits,
         context.say,
     )
-    provenance = {
-        "erased": list(system.rows),
-        "combined": "one concept" if len(system.rows) == 1 else "joint",
-        "preserve": list(system.preserve),
-        "checks": checks,
-    }
     exact = rank(shift, solution.A)
-    return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance), system)
+    return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance(system, checks)), system)
 
 
 def _columns(kinds: Sequence[str], config: MeanShiftConfig, context: Context) -> Columns:

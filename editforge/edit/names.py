@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from editforge.artifacts.concepts import Concept, fold
+from editforge.artifacts.system import System
 from editforge.errors import RecipeError
 from editforge.families.schema import Family
 from editforge.stages import EditInputs
@@ -69,3 +71,13 @@ def provenance_rows(inputs: EditInputs) -> tuple[dict[str, object], ...]:
         }
         for concept in inputs.concepts
     )
+
+
+def provenance(system: System, checks: Mapping[str, Any]) -> dict[str, Any]:
+    """What a joint solve adds to an edit's provenance."""
+    return {
+        "erased": list(system.rows),
+        "combined": "one concept" if len(system.rows) == 1 else "joint",
+        "preserve": list(system.preserve),
+        "checks": dict(checks),
+    }

@@ -18,7 +18,7 @@ from torch import Tensor
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.beyond import beyond_samples, beyond_words
-from editforge.edit.checks import Limits, check_solution
+from editforge.edit.checks import Limits, check_solution, relative_change
 from editforge.edit.held import background
 from editforge.edit.mined import (
     MinedOptions,
@@ -32,6 +32,7 @@ from editforge.edit.names import (
     erased_names,
     kin,
     preserved_names,
+    provenance,
     provenance_rows,
     templates_of,
 )
@@ -145,13 +146,14 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     if lost:
         context.say(f"rank {exact} cut to {config.max_rank}: {lost:.2%} of the change is lost")
     A = right.float()  # one tensor, shared by all maps
+    gram = right @ right.T
     factors, change = {}, 0.0
     with context.bar(len(context.model.paths), "solving") as bar:
         for path in context.model.paths:
-            weight = context.model.weight(path)
-            B = _values(weight.double(), system, config.values, left)
+            weight = context.model.weight(path).double()
+            B = _values(weight, system, config.values, left)
             factors[path] = LowRank(B.float(), A)
-            change = max(change, _norm(B, right) / max(float(weight.double().norm()), 1e-30))
+            change = max(change, relative_change(B, gram, weight))
             bar.update()
     checks = check_solution(
         solution,
@@ -166,13 +168,8 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
         checks |= check_kappa(system, preserve, shift, solution.A, config, context)
     if lost:
         checks["truncation"] = float(f"{lost:.6g}")
-    provenance = {
-        "erased": list(system.rows),
-        "combined": "one concept" if len(system.rows) == 1 else "joint",
-        "preserve": list(system.preserve),
-        "checks": checks,
-    }
-    return EditOutput(WeightEdit(factors, {}, 1.0, None if lost else exact, provenance), system)
+    told = provenance(system, checks)
+    return EditOutput(WeightEdit(factors, {}, 1.0, None if lost else exact, told), system)
 
 
 def _compressed(
@@ -236,8 +233,3 @@ def _values(weight: Tensor, system: System, values: str, shift: Tensor) -> Tenso
         share = float((a * b).sum() / a.square().sum().clamp(min=1e-30))
         B[:, mine] = b - share * a - a
     return B
-
-
-def _norm(B: Tensor, A: Tensor) -> float:
-    """|B A|_F without forming it."""
-    return float(((B.T @ B) * (A @ A.T)).sum().clamp(min=0).sqrt())

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from editforge.artifacts.concepts import with_article
+from editforge.artifacts.concepts import filled
 from editforge.errors import RecipeError
 from editforge.families.model import TextModel
 
@@ -74,7 +74,7 @@ class Columns:
 
     def read_all(self, names: Sequence[str]) -> None:
         """Encode all prompts of `names` in large batches; later calls find them."""
-        prompts = [self._fill(text, name) for name in names for text in self._templates]
+        prompts = [filled(text, name) for name in names for text in self._templates]
         if "" in prompts and "" not in self._states:
             # always in the whole window: the mean of its padding must not depend on its company
             self._states[""] = self._encoder.encode([""])[0]
@@ -119,7 +119,7 @@ class Columns:
         found, first = [], 0
         for text in self._templates:
             own = self._positions(text, name)
-            last = self._encoder.span(self._fill(text, name), name).last
+            last = self._encoder.span(filled(text, name), name).last
             found.append(first + own.index(last))
             other = self._positions(text, target) if target else own
             first += min(len(own), len(other))
@@ -131,15 +131,10 @@ class Columns:
         parts = [self._at(text, name, self._positions(text, name, 0)) for text in self._templates]
         return torch.cat(parts, dim=1)
 
-    def _fill(self, text: str, name: str) -> str:
-        if not name:
-            return ""
-        return text.replace("{a}", with_article(name)).replace("{n}", name)
-
     def _positions(self, text: str, name: str, first: int = 1) -> list[int]:
         last = end = 1
         if name:
-            span = self._encoder.span(self._fill(text, name), name)
+            span = self._encoder.span(filled(text, name), name)
             last, end = span.last, span.end
         window = self._encoder.window
         if self._tokens == "subject":
@@ -153,7 +148,7 @@ class Columns:
         return list(range(last if self._tokens == "aligned" else first, window))
 
     def _at(self, text: str, name: str, positions: Sequence[int]) -> Tensor:
-        return self._states[self._fill(text, name)][list(positions)].T.double()
+        return self._states[filled(text, name)][list(positions)].T.double()
 
     def _nothing(self, count: int) -> Tensor:
         empty = self._states[""].double()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def load_vocabulary(
     path = cache_folder() / f"{sha256_json([model.digest, words])}.safetensors"
     long = len(words) >= _CACHED_FROM
     team = team if team and long else Team()
-    kept = _kept(path) if long else None
+    kept = recall(path, "vectors") if long else None
     known = team.tell(kept is not None)  # whether process 0 has it decides for all: they go one way
     if known and kept is not None:
         return Vocabulary(words, kept)
@@ -64,16 +65,6 @@ def load_vocabulary(
         with contextlib.suppress(OSError):
             write_safetensors(path, {"vectors": vectors}, {})
     return Vocabulary(words, vectors)
-
-
-def _kept(path: Path) -> Tensor | None:
-    if not path.is_file():
-        return None
-    try:
-        return read_tensors(path, ["vectors"])["vectors"]
-    except PackageError:
-        path.unlink(missing_ok=True)
-        return None
 
 
 def word_list(model: TextModel, source: str) -> tuple[str, ...]:
@@ -100,6 +91,25 @@ def word_list(model: TextModel, source: str) -> tuple[str, ...]:
     if not words:
         raise RecipeError("the word list is empty", got=source)
     return tuple(words)
+
+
+def thinned(words: Sequence[str], limit: int) -> list[str]:
+    """At most `limit` words, evenly spaced, so that frequent and rare ones stay represented."""
+    limit = max(limit, 0)
+    if len(words) <= limit:
+        return list(words)
+    return [words[at * len(words) // limit] for at in range(limit)]
+
+
+def recall(path: Path, name: str) -> Tensor | None:
+    """A tensor of a file in the cache; None if it is not there, or was damaged and is gone now."""
+    if not path.is_file():
+        return None
+    try:
+        return read_tensors(path, [name])[name]
+    except PackageError:
+        path.unlink(missing_ok=True)
+        return None
 
 
 def cache_folder() -> Path:

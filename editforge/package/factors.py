@@ -19,7 +19,7 @@ from torch import Tensor
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.errors import PackageError
 from editforge.files import LazyTensor
-from editforge.linalg import truncated
+from editforge.linalg import product_norm, truncated
 from editforge.package.base import refuse_other_components
 
 
@@ -141,11 +141,5 @@ def _error(pair: LowRank, used: LowRank, strength: float, dtype: torch.dtype) ->
     if all(torch.equal(*sides) for sides in zip(stored, wanted, strict=True)):
         return 0.0  # float32 at strength 1 rounds nothing, and no factorization is needed to see it
     gap = (torch.cat([stored[0], -wanted[0]], dim=1), torch.cat([stored[1], wanted[1]], dim=0))
-    size = _norm(*wanted)
-    return _norm(*gap) / size if size > 0 else 0.0
-
-
-def _norm(left: Tensor, right: Tensor) -> float:
-    """|left right|_F. Triangular factors keep small differences that a Gram matrix would cancel."""
-    right_r = torch.linalg.qr(right.T).R
-    return float(torch.linalg.matrix_norm(torch.linalg.qr(left).R @ right_r.T))
+    size = product_norm(*wanted)
+    return product_norm(*gap) / size if size > 0 else 0.0
