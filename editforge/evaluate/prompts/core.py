@@ -85,6 +85,11 @@ class GatePrompts:
         return [prompt for prompt in self.prompts for _ in prompt.seeds]
 
     @property
+    def drawn(self) -> int:
+        """Images that the base and the edited model draw in all."""
+        return 2 * len(self.rows)
+
+    @property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
         """Labels by word, in order of first use."""
         return {prompt.name: prompt.labels for prompt in self.prompts}
