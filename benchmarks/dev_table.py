@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--nearest", action="store_true", help="take the nearest candidate")
     parser.add_argument("--concepts", nargs="*", help="fewer than the twelve")
     parser.add_argument("--images", type=Path, default=Path("runs/.dev-images"))
+    parser.add_argument("--pictures", type=Path, help="save each report with its grid here")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
     args = parser.parse_args()
     quiet_libraries()
@@ -65,11 +66,20 @@ def main() -> None:
                 targets={name: becomes},
                 seed=recipe.seed,
                 progress=False,
-                workdir=args.images,
+                workdir=args.images / name,
             )
+            if args.pictures:
+                report.save(args.pictures / name)
             row = {"concept": name, "target": becomes, "rank": found.exact_rank}
             row |= {"seconds": seconds, "status": report.verdict.status}
-            for key in ("presence_name", "presence_alias"):
+            row["failed"] = [c.message for c in report.verdict.checks if c.holds is False]
+            row["lost"] = [
+                f"{r.name} {r.base:.2f} to {r.edited:.2f}"
+                for r in report.names
+                if r.set in ("near", "far") and r.base >= 0.75 and r.edited <= r.base / 3
+            ]
+            row["drawn_as"] = report.verdict.concepts[0].drawn_as
+            for key in ("presence_name", "presence_alias", "recognizable_target"):
                 pair = report.metrics[key]
                 row[key] = pair["edited"].model_dump()
                 row[f"{key}_base"] = pair["base"].value

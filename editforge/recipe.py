@@ -89,7 +89,9 @@ class Recipe(_Section):
     preset: str = Field("editforge", description="A named block of values in the method's file.")
     model: ModelConfig = ModelConfig()
     concepts: tuple[Concept, ...] = Field(min_length=1)
-    preserve: Literal["auto"] | tuple[Name, ...] = "auto"
+    preserve: Literal["auto"] | tuple[Name, ...] = Field(
+        "auto", description="Must not move; `auto`, alone or in a list: what lies nearest."
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     strength: float = Field(1.0, description="1 is the method's own edit, 0 the base bit for bit.")
     continue_from: str | None = Field(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from editforge import __version__, registry
+from editforge.again import next_command
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbors
 from editforge.artifacts.report import Report
@@ -26,7 +27,7 @@ from editforge.follow import Follower
 from editforge.recipe import Recipe
 from editforge.stages import AlignInputs, Context, EditInputs, EditOutput, MineInputs, TargetInputs
 from editforge.team import Team, launch_notes
-from editforge.workspace import Workspace
+from editforge.workspace import RERUN, Workspace
 
 # Raised when a stage computes something else from the same inputs: a resumed run then redoes it.
 VERSIONS = {"mine": 1, "target": 1, "edit": 1, "align": 1, "evaluate": 1, "package": 1}
@@ -100,6 +101,7 @@ def gate(
     A family without lists of its own takes the preserved words as near names.
     """
     from editforge.evaluate.gate import evaluate_gate
+    from editforge.evaluate.generate import default_sampler
 
     family = model.family
     return evaluate_gate(
@@ -112,6 +114,7 @@ def gate(
         targets=targets,
         strength=final.strength,
         seed=context.seed,
+        sampler=default_sampler(family),
         progress=context.progress,
         workdir=context.work,
         team=context.team,
@@ -300,7 +303,7 @@ class _Plan:
     def _evaluate(self, final: WeightEdit, targets: Targets, out: Path, context: Context) -> None:
         assert self._recipe.evaluate is not None
         becomes = {row.concept: row.target for row in targets.concepts}
-        gate(
+        report = gate(
             self._model,
             context,
             final,
@@ -308,7 +311,11 @@ class _Plan:
             becomes,
             targets.preserved,
             self._recipe.evaluate.judge,
-        ).save(out)
+        )
+        public = Recipe.model_validate(public_recipe(self._recipe, self._model.label))
+        # Beside the recipe, in the run and in a package: whatever command started this.
+        command = next_command(public, report.verdict.remedy, targets, RERUN, "again")
+        report.followed_by(command).save(out)
 
     def _package(self, final: WeightEdit, judged: Path | None, out: Path, context: Context) -> None:
         from editforge.package.build import build_package

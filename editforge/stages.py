@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from editforge.families.model import TextModel
 
 
+AUTO = "auto"  # in a preserve list: and what lies nearest
+
+
 class StageConfig(BaseModel):
     """Base of every stage's options: frozen, no unknown keys, tagged by `use`."""
 
@@ -71,7 +74,10 @@ class MineInputs:
 
 @dataclass(frozen=True)
 class TargetInputs:
-    """For `target`: the concepts, what lies near them, and the user's own preserve list or None."""
+    """For `target`: the concepts, what lies near them, and the user's own preserve list or None.
+
+    A list that holds `auto` asks for the nearest words beside it, see `target.preserve`.
+    """
 
     concepts: tuple[Concept, ...]
     neighbors: Neighbors

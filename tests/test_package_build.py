@@ -50,20 +50,30 @@ def example_results(**verdict: Any) -> dict[str, Any]:
         "low": 0.0,
         "high": 0.16,
         "threshold": 0.1,
+        "close": False,
         "message": "the concept is in 3 % of the images that name it",
-        "next": None,
+        "remedy": None,
+    }
+    own = {
+        "name": "violin",
+        "status": "erased",
+        "message": "violin is drawn in 3 % of 32 images",
+        "drawn_as": {"trumpet": 0.81, "nothing recognizable": 0.19},
+        "checks": [check],
     }
     undefined = {"value": None, "lo": None, "hi": None, "n": 0, "unit": "images"}
     return {
-        "schema": "editforge.results/1",
-        "benchmark_version": 1,
+        "schema": "editforge.results/2",
+        "benchmark_version": 2,
         "tier": "gate",
         "verdict": {
             "status": "erased",
             "passed": True,
             "message": "violin is in 3 % of its images, near concepts keep 93 %.",
+            "remedy": None,
             "next": None,
             "checks": [check],
+            "concepts": [own],
             **verdict,
         },
         "erased": [
@@ -81,9 +91,13 @@ def example_results(**verdict: Any) -> dict[str, Any]:
             },
             "retention_near": estimate(0.93, 0.86, 0.99, 64),
             "retention_far": estimate(1.0, 0.97, 1.0, 64),
-            "valid": {
-                "base_all": estimate(0.98, 0.95, 0.99, 192),
-                "edited_all": estimate(0.96, 0.93, 0.98, 192),
+            "recognizable_target": {
+                "base": estimate(0.88, 0.72, 0.95, 32),
+                "edited": estimate(0.84, 0.73, 0.91, 64),
+            },
+            "recognizable_kept": {
+                "base": estimate(0.98, 0.95, 0.99, 128),
+                "edited": estimate(0.96, 0.93, 0.98, 128),
             },
             "drift": {
                 "near_pixel": estimate(0.03, 0.02, 0.04, 64),
@@ -101,6 +115,7 @@ def example_results(**verdict: Any) -> dict[str, Any]:
         "versions": {"torch": "2.13.0"},
         "device": "cpu",
         "dtype": "float32",
+        "notes": ["aliases of violin were given to the eraser"],
         "images": [
             {"file": "grid.png", "sha256": "0" * 64, "prompt": None, "name": None, "set": None},
             _picture("images/neighbor_000.png", "a photo of a guitar on grass"),

@@ -48,7 +48,7 @@ def package(run: Path, passed: bool | None = True) -> Path:
     (folder / "images").mkdir()
     (folder / "images" / "before_after.png").write_bytes(b"\x89PNG" + bytes(200))
     write_text(folder / "reproduce" / "recipe.yaml", "concepts: [violin]\n")
-    write_json(folder / "editforge_results.json", {"schema": "editforge.results/1"})
+    write_json(folder / "editforge_results.json", {"schema": "editforge.results/2"})
     seal(folder, passed)
     return run
 

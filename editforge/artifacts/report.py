@@ -27,7 +27,8 @@ from pydantic import (
 from editforge.disk import read_json, write_atomic, write_json
 from editforge.errors import PackageError
 
-SCHEMA: Literal["editforge.results/1"] = "editforge.results/1"
+SCHEMA: Literal["editforge.results/2"] = "editforge.results/2"
+BENCHMARK_VERSION: Literal[2] = 2  # numbers of different versions are never compared
 RESULTS = "editforge_results.json"
 
 Status = Literal["erased", "not erased", "neighbor lost", "collapsed", "not judged"]
@@ -72,8 +73,29 @@ class Estimate(_Frozen):
         return f"{self.value:.0%} [{self.lo:.0%}, {self.hi:.0%}], n = {self.n}"
 
 
+class Remedy(_Frozen):
+    """What may mend a failed check, by the recipe's own knobs; whoever knows the recipe picks.
+
+    Args:
+        aliases: erased concept to the words that still draw it.
+        target: the erased concept that needs another target.
+        preserve: names to hold.
+        strength: to try instead.
+        judge: whether a judge is missing.
+    """
+
+    aliases: dict[str, tuple[str, ...]] = {}
+    target: str | None = None
+    preserve: tuple[str, ...] = ()
+    strength: Number | None = None
+    judge: bool = False
+
+
 class Check(_Frozen):
-    """One question of the gate. `holds` is None where it could not be asked; `message` says why."""
+    """One question of the gate. `holds` is None where it could not be asked; `message` says why.
+
+    `close` says that the 95 % interval reaches over the threshold: other seeds might tell otherwise.
+    """
 
     name: str
     holds: bool | None
@@ -81,18 +103,34 @@ class Check(_Frozen):
     low: Number | None = None
     high: Number | None = None
     threshold: Number | None = None
+    close: bool = False
     message: str
-    next: str | None = None
+    remedy: Remedy | None = None
+
+
+class ConceptVerdict(_Frozen):
+    """One erased concept's own verdict, and what its name is drawn as now, label to share."""
+
+    name: str
+    status: Status
+    message: str
+    drawn_as: dict[str, Number] = {}
+    checks: tuple[Check, ...] = ()
 
 
 class Verdict(_Frozen):
-    """The first failing check is the result; `passed` is None where nothing was judged."""
+    """The worst failing check is the result; `passed` is None where nothing was judged.
+
+    `next` is the command that tries the remedy, in a new folder; None without one.
+    """
 
     status: Status
     passed: bool | None
     message: str
+    remedy: Remedy | None = None
     next: str | None = None
     checks: tuple[Check, ...] = ()
+    concepts: tuple[ConceptVerdict, ...] = ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Verdict:
@@ -136,8 +174,8 @@ class Report(_Frozen):
 
     model_config = ConfigDict(populate_by_name=True)
 
-    results_schema: Literal["editforge.results/1"] = Field(SCHEMA, alias="schema")
-    benchmark_version: Literal[1] = 1
+    results_schema: Literal["editforge.results/2"] = Field(SCHEMA, alias="schema")
+    benchmark_version: Literal[2] = BENCHMARK_VERSION
     tier: Literal["gate"] = "gate"
     verdict: Verdict
     erased: tuple[Erased, ...] = Field(min_length=1)
@@ -170,7 +208,7 @@ class Report(_Frozen):
         return self.verdict.passed
 
     def summary(self) -> str:
-        """A few lines of plain text: verdict, the numbers beside the base, what to do next."""
+        """A few lines of plain text: verdict, the numbers beside the base, what is noteworthy."""
         lines = [f"{self.verdict.status}: {self.verdict.message}"]
         for key, title in (("presence_name", "name"), ("presence_alias", "aliases")):
             rate = self.metrics.get(key)
@@ -181,9 +219,12 @@ class Report(_Frozen):
             if isinstance(kept, Estimate):
                 lines.append(f"  {title + ' kept:':<15}{kept}")
         lines += [f"  note: {note}" for note in self.notes]
-        if self.verdict.next:
-            lines.append(f"  next: {self.verdict.next}")
         return "\n".join(lines)
+
+    def followed_by(self, command: str | None) -> Report:
+        """The same report whose verdict names the command to run next."""
+        verdict = self.verdict.model_copy(update={"next": command})
+        return self.model_copy(update={"verdict": verdict})
 
     def save(self, folder: Path | str) -> None:
         """Write `editforge_results.json`, `grid.png` and `images/*.png`, pictures first."""

@@ -40,7 +40,8 @@ def erase(
         str | None, typer.Option(help='What it becomes; "" is nothing. Chosen if left out.')
     ] = None,
     preserve: Annotated[
-        list[str] | None, typer.Option(help="Must not move; repeatable. Nearest words if left out.")
+        list[str] | None,
+        typer.Option(help="Must not move; repeatable; auto: the nearest words, as if left out."),
     ] = None,
     strength: Annotated[
         float | None, typer.Option(help="1 is the method's own edit, more is stronger.")
@@ -195,8 +196,20 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
         }
     )
     if report is not None and report.passed is False:
+        from editforge.again import fresh_folder, next_command
+        from editforge.workspace import RERUN
+
         out.say(f"the gate failed: {report.verdict.status}. The package is marked as failed.")
-        out.hint(report.verdict.next or f"editforge evaluate {shlex.quote(str(folder))}")
+        same = (
+            command
+            if command != RERUN
+            else shlex.join(["editforge", "run", str(folder / "recipe.yaml")])
+        )
+        other = str(fresh_folder(folder))
+        out.hint(
+            next_command(recipe, report.verdict.remedy, result.targets, same, other)
+            or shlex.join(["editforge", "evaluate", str(folder)])
+        )
         return GATE_FAILED
     out.hint(f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{_slug(_names(recipe))}-erased")
     return DONE

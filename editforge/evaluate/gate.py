@@ -1,7 +1,8 @@
 """The `gate` tier, run after every edit: base and edited model on the same noise, one verdict.
 
-384 images of the embedded model, half of them of the base: the erased names, their aliases, eight
-near and eight far names, and for each question of benchmark 11.1 a number with its interval.
+544 images of the embedded model: the erased names, their aliases, eight near and eight far names by
+both models, and by the base what the concept became. For each question of benchmark 11.1 a number
+with its interval. Where nothing can be judged, a few images to look at.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import contextlib
 import hashlib
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,19 @@ from numpy.typing import NDArray
 from editforge import emoji
 from editforge.artifacts.report import Erased, Estimate, Picture, Report
 from editforge.errors import RecipeError
-from editforge.evaluate.generate import Precision, Sampler, default_sampler, sample, sampling_dtype
+from editforge.evaluate.generate import (
+    Precision,
+    Sampler,
+    default_sampler,
+    own_size,
+    sample,
+    sampling_dtype,
+)
 from editforge.evaluate.grid import Group, grid_png, picture_png
 from editforge.evaluate.judges import Judge, load_judges
-from editforge.evaluate.prompts import Counts, GatePrompts, Prompt, gate_prompts
-from editforge.evaluate.scores import ERASED, SETS, Scores, knows, score
-from editforge.evaluate.verdict import MEDOID_TOLERANCE, verdict
+from editforge.evaluate.prompts import FEW, Counts, GatePrompts, Prompt, gate_prompts
+from editforge.evaluate.scores import ERASED, KEPT, SETS, Scores, knows, score
+from editforge.evaluate.verdict import poor_targets, verdict
 from editforge.team import Team
 
 _COLUMNS = 4
@@ -61,27 +71,33 @@ def evaluate_gate(
         judge: `family`, the folder of a CLIP model, judges, or None: not judged.
         near: near names; None: the manifest's, or none for other families.
         far: far names; None: the manifest's panel, or sixteen everyday things.
-        targets: what erased concepts became, for the report.
+        targets: what erased concepts became: what the base draws for it is the measure of what the
+            edited model draws. None: the base's own images of the concept are.
         strength: of the edit; proposals are relative to it.
         seed: picks disjoint scoring seeds, and seeds the resampling.
-        sampler: None is the family's.
+        sampler: None is the family's; its size may be left to the pipeline.
         dtype: sampling precision, see `sampling_dtype`.
-        counts: how many images; None is the `gate` tier.
+        counts: how many images; None is the `gate` tier, or a few where nothing can be judged.
         progress: bars on stderr.
         workdir: drawn images are kept here, so that a killed evaluation resumes.
         team: processes that share the drawing, by way of `workdir`.
     """
-    plan = gate_prompts(concepts, family_name, near=near, far=far, seed=seed, counts=counts)
-    sampler = sampler or default_sampler(family_name)
-    labels = tuple(dict.fromkeys(label for own in plan.labels.values() for label in own))
-    judges = load_judges(judge, family_name, labels)
+    prompts = partial(
+        gate_prompts, concepts, family_name, near=near, far=far, targets=targets, seed=seed
+    )
+    plan = prompts(counts=counts)
+    judges = load_judges(judge, family_name, plan.labels)
     unknown = [s.name for s in plan.subjects if not knows(judges, s.labels)]
+    if len(unknown) == len(plan.subjects) and counts is None:
+        plan = prompts(counts=FEW)
+    sampler = sampler or default_sampler(family_name)
+    sampler = replace(sampler, size=sampler.size or own_size(pipe))
     chosen = sampling_dtype(pipe, dtype)
 
-    def draw(model: Any, label: str) -> NDArray[np.uint8]:
+    def draw(model: Any, prompts: Sequence[Prompt], label: str) -> NDArray[np.uint8]:
         return sample(
             model,
-            plan.prompts,
+            prompts,
             sampler,
             dtype=dtype,
             progress=progress,
@@ -90,18 +106,20 @@ def evaluate_gate(
             team=team,
         )
 
-    base = draw(pipe, "base")
+    base = draw(pipe, plan.prompts, "base")
+    reference = draw(pipe, plan.reference, "reference") if plan.reference else None
     with _applied(eraser, pipe) as edited_pipe:
-        edited = draw(edited_pipe, "edited")
+        edited = draw(edited_pipe, plan.prompts, "edited")
     scores = score(
         plan.rows,
         base,
         edited,
-        () if unknown else judges,
+        () if len(unknown) == len(plan.subjects) else judges,
+        reference=plan.reference,
+        reference_images=reference,
         seed=seed,
-        tolerance=MEDOID_TOLERANCE,
     )
-    images, pictures = _pictures(plan, base, edited, family_name)
+    images, pictures = _pictures(plan, base, edited, scores, family_name)
     targets = targets or {}
     return Report(
         verdict=verdict(scores, plan.subjects, strength),
@@ -119,9 +137,13 @@ def evaluate_gate(
         device=pipe.unet.device.type,
         dtype=chosen,
         aliases_given=any(subject.aliases_given for subject in plan.subjects),
-        notes=(*plan.notes, *_judge_notes(scores, judges, unknown)),
+        notes=(
+            *plan.notes,
+            *_judge_notes(scores, judges, unknown),
+            *poor_targets(scores, plan.subjects, targets),
+        ),
         images=images,
-        prompts=tuple(_prompt_record(prompt) for prompt in plan.prompts),
+        prompts=tuple(_prompt_record(p) for p in (*plan.prompts, *plan.reference)),
         pictures=pictures,
     )
 
@@ -148,11 +170,10 @@ def _metrics(scores: Scores) -> dict[str, Estimate | dict[str, Estimate]]:
         found["presence_alias"] = scores.presence("alias")
         found["retention_near"] = scores.kept("near")
         found["retention_far"] = scores.kept("far")
-        found["valid"] = {
-            f"{label}_{title}": estimate
-            for title, sets in (("erased", ERASED), ("all", SETS))
-            for label, estimate in scores.valid(*sets).items()
-        }
+        erased = scores.recognizable(*ERASED)
+        concepts = scores.judged or scores.known_names
+        found["recognizable_target"] = {**erased, "base": scores.reference.recognizable(concepts)}
+        found["recognizable_kept"] = scores.recognizable(*KEPT)
     return found
 
 
@@ -160,7 +181,7 @@ def _judge_notes(scores: Scores, judges: Sequence[Judge], unknown: list[str]) ->
     notes = []
     if judges and unknown:
         notes.append(f"no judge knows {', '.join(unknown)}")
-    if judges and not unknown:
+    if scores.base is not None:
         lost = dict.fromkeys(
             r.name for r, known in zip(scores.rows, scores.known, strict=True) if not known
         )
@@ -184,30 +205,39 @@ def _prompt_record(prompt: Prompt) -> dict[str, Any]:
 
 
 def _pictures(
-    plan: GatePrompts, base: NDArray[np.uint8], edited: NDArray[np.uint8], family_name: str
+    plan: GatePrompts,
+    base: NDArray[np.uint8],
+    edited: NDArray[np.uint8],
+    scores: Scores,
+    family_name: str,
 ) -> tuple[tuple[Picture, ...], dict[str, bytes]]:
-    """The grid, and the edited model's first picture of each near and far name."""
+    """The grid, worst prompts and names first, and the first picture of each near and far name."""
     rows = plan.rows
-    firsts: dict[str, dict[str, int]] = {which: {} for which in SETS}
+    columns: dict[str, dict[str, list[int]]] = {which: {} for which in SETS}
     for index, row in enumerate(rows):
-        firsts[row.set].setdefault(row.name if row.set in ("near", "far") else row.text, index)
+        columns[row.set].setdefault(row.name if row.set in KEPT else row.text, []).append(index)
 
     def group(heading: str, which: str, most: int = _COLUMNS) -> Group:
-        chosen = list(firsts[which].values())[:most]
-        captions = [rows[i].name if which in ("near", "far") else rows[i].text for i in chosen]
+        bad = {
+            caption: np.mean([scores.worst(i) for i in own], axis=0).tolist()
+            for caption, own in columns[which].items()
+        }
+        captions = sorted(bad, key=lambda caption: bad[caption], reverse=True)[:most]
+        chosen = [max(columns[which][caption], key=scores.worst) for caption in captions]
         return Group(heading, tuple(captions), base[chosen], edited[chosen])
 
     erased = ", ".join(subject.name for subject in plan.subjects[:6])
-    alone = 2 * _COLUMNS if not firsts["alias"] else _COLUMNS
+    alone = 2 * _COLUMNS if not columns["alias"] else _COLUMNS
     bands = [
         [group("erased", "name", alone), group("its aliases", "alias")],
         [group("near", "near"), group("far", "far")],
     ]
     footer = emoji.CREDIT if family_name == "emoji" else ""
-    pictures = {"grid.png": grid_png(bands, f"erased: {erased}", footer)}
+    title = f"erased: {erased}" + ("; the worst first" if scores.base is not None else "")
+    pictures = {"grid.png": grid_png(bands, title, footer)}
     records = [Picture(file="grid.png", sha256=_sha256(pictures["grid.png"]))]
     for which, stem in (("near", "neighbor"), ("far", "far")):
-        for number, index in enumerate(firsts[which].values()):
+        for number, (index, *_) in enumerate(columns[which].values()):
             file = f"images/{stem}_{number:03d}.png"
             pictures[file] = picture_png(edited[index])
             row = rows[index]

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from editforge.disk import sha256_json
 from editforge.errors import EditforgeError, PackageError, RecipeError
 from editforge.evaluate.prompts import Prompt
+from editforge.families.schema import Family, load_family
 from editforge.files import read_header, read_tensors, write_safetensors
 from editforge.team import Team
 
@@ -54,12 +55,18 @@ class Sampler:
         return {"name": "DPMSolverMultistepScheduler", "solver_order": 2, **fields}
 
 
-EMOJI_SAMPLER = Sampler(steps=12, guidance=4.0, size=64, batch=64)
+def default_sampler(family: str | Family) -> Sampler:
+    """Steps and guidance as the family says, at the pipeline's own size.
+
+    The family's `size` is what its published checkpoints have; a fine-tune may have another.
+    """
+    own = (load_family(family) if isinstance(family, str) else family).sampler
+    return Sampler(steps=own.steps, guidance=own.guidance, batch=own.batch)
 
 
-def default_sampler(family_name: str) -> Sampler:
-    """12 steps at guidance 4 for the embedded model, 25 at 7.5 for others."""
-    return EMOJI_SAMPLER if family_name == "emoji" else Sampler()
+def own_size(pipe: Any) -> int:
+    """Side of the pictures a pipeline draws unasked, in pixels."""
+    return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
 
 
 def noise(prompt_id: str, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
@@ -178,7 +185,7 @@ def _prepared(pipe: Any) -> Iterator[None]:
 
 
 def _draw(pipe: Any, batch: list[tuple[Prompt, int]], sampler: Sampler) -> NDArray[np.uint8]:
-    size = sampler.size or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    size = sampler.size or own_size(pipe)
     side = size // pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, side, side)
     latents = torch.stack([noise(prompt.id, seed, shape) for prompt, seed in batch])

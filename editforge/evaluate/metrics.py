@@ -76,6 +76,31 @@ def kept(
     return Estimate(value=min(1.0, value), lo=min(1.0, lo), hi=min(1.0, hi), n=n, unit=unit)
 
 
+def ratio(above: ArrayLike, below: ArrayLike, *, seed: int = 0) -> Estimate:
+    """min(1, mean above / mean below) of two sets of 0/1 that do not pair up, each resampled.
+
+    Args:
+        above: (n,) bool or 0/1.
+        below: (m,) bool or 0/1.
+        seed: of the resampling.
+    """
+    upper, lower = _finite(above), _finite(below)
+    if not len(upper) or not len(lower):
+        return Estimate.undefined("no images", "images", len(upper))
+    if not lower.any():
+        return Estimate.undefined("the base shows nothing recognizable there", "images", len(upper))
+    generator = np.random.Generator(np.random.PCG64(seed))
+    drawn = [
+        generator.binomial(len(values), values.mean(), DRAWS) / len(values)
+        for values in (upper, lower)
+    ]
+    possible = drawn[1] > 0
+    lo, hi = np.percentile(drawn[0][possible] / drawn[1][possible], [2.5, 97.5])
+    value = upper.mean() / lower.mean()
+    bounds = [min(1.0, float(number)) for number in (value, lo, hi)]
+    return Estimate(value=bounds[0], lo=bounds[1], hi=bounds[2], n=len(upper), unit="images")
+
+
 def mean(groups: Sequence[ArrayLike], *, seed: int = 0, unit: str = _TWO_LEVELS) -> Estimate:
     """The mean of all entries, bootstrap over names, then images.
 
@@ -96,8 +121,10 @@ def mean(groups: Sequence[ArrayLike], *, seed: int = 0, unit: str = _TWO_LEVELS)
 def medoid_share(images: NDArray[np.uint8], tolerance: float) -> float:
     """The share of images whose mean absolute difference to their medoid is under `tolerance`.
 
-    Differences are of pixels in [0, 1]; the medoid itself counts. The caller gives at least two.
+    Differences are of pixels in [0, 1]. The medoid itself counts, so one image says nothing: 0.
     """
+    if len(images) < 2:
+        return 0.0
     flat = images.reshape(len(images), -1).astype(np.float32) / 255
     distances = np.stack([np.abs(flat - row).mean(axis=1) for row in flat])  # (n, n)
     return float((distances[distances.sum(axis=1).argmin()] < tolerance).mean())

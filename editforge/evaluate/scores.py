@@ -1,8 +1,9 @@
-"""From images to numbers: what the judges saw, what moved, by set and by name."""
+"""From images to numbers: what the judges saw, what moved, by set, by name and by erased concept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,30 @@ from editforge.evaluate.prompts.core import Set
 
 SETS: tuple[Set, ...] = ("name", "alias", "near", "far")
 ERASED: tuple[Set, ...] = ("name", "alias")
+KEPT: tuple[Set, ...] = ("near", "far")
+BASE_PRESENCE = 0.5
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the base draws for the targets, on the noise of the first name images.
+
+    `shown` is the base's own name images where no target is known.
+    """
+
+    rows: tuple[Prompt, ...]
+    images: NDArray[np.uint8]
+    judged: Judged | None
+
+    def of(self, concepts: Collection[str]) -> NDArray[np.intp]:
+        """Indices of the images for these erased concepts."""
+        return _indices(row.concept in concepts for row in self.rows)
+
+    def recognizable(self, concepts: Collection[str]) -> Estimate:
+        """The share of these images that show something the judges agree on."""
+        if self.judged is None:
+            return Estimate.undefined("no judge", "images")
+        return metrics.rate(self.judged.recognizable[self.of(concepts)])
 
 
 @dataclass(frozen=True)
@@ -23,52 +48,74 @@ class Scores:
     """Scores of n paired images; `base` and `edited` are None without a judge.
 
     `pixel_drift` is the mean absolute difference of pixels in [0, 1] of each pair, `feature_drift`
-    the distance of the first judge's features (JPIPS), None if it has none. `medoid_share` is the
-    share of the edited name and alias images that are nearly one picture.
+    the distance of the first judge's features (JPIPS), None if it has none. `images` are the
+    edited model's. `known_names` are the erased concepts that all judges know, `judged` those of
+    them that the base draws: what it does not draw cannot be seen to go.
     """
 
     rows: tuple[Prompt, ...]
+    images: NDArray[np.uint8]
     known: NDArray[np.bool_]
     base: Judged | None
     edited: Judged | None
+    reference: Reference
     pixel_drift: NDArray[np.float32]
     feature_drift: NDArray[np.float32] | None
-    medoid_share: float
+    known_names: tuple[str, ...]
+    judged: tuple[str, ...]
     seed: int
 
-    def where(self, *sets: Set) -> NDArray[np.intp]:
-        """Indices of the images of these sets that the judges can tell."""
-        return np.array(
-            [i for i, row in enumerate(self.rows) if row.set in sets and self.known[i]], dtype=int
+    def where(self, *sets: Set, concepts: Collection[str] | None = None) -> NDArray[np.intp]:
+        """Indices of the images of these sets that the judges can tell, of some erased concepts.
+
+        Args:
+            sets: name, alias, near, far.
+            concepts: None is all that are judged, or all that are known if none is.
+        """
+        own = self._asked(concepts)
+        return _indices(
+            self.known[i] and row.set in sets and (row.set in KEPT or row.concept in own)
+            for i, row in enumerate(self.rows)
         )
 
-    def by_name(self, *sets: Set) -> dict[str, NDArray[np.intp]]:
-        """The same indices by word, in order of first use."""
-        groups: dict[str, list[int]] = {}
-        for index in self.where(*sets):
-            groups.setdefault(self.rows[index].name, []).append(int(index))
-        return {name: np.array(indices) for name, indices in groups.items()}
-
-    def presence(self, which: Set) -> dict[str, Estimate]:
+    def presence(self, which: Set, concepts: Collection[str] | None = None) -> dict[str, Estimate]:
         """Share of images of a set that show their erased concept, base and edited."""
-        own = self.where(which)
+        own = self.where(which, concepts=concepts)
         return {
             label: metrics.rate(judged.present[own], reason=f"no {which} images")
             for label, judged in self._both()
         }
 
-    def valid(self, *sets: Set) -> dict[str, Estimate]:
-        """Share of images that show anything at all, base and edited."""
+    def recognizable(self, *sets: Set) -> dict[str, Estimate]:
+        """Share of images that show something the judges agree on, base and edited."""
         own = self.where(*sets)
-        return {label: metrics.rate(judged.valid[own]) for label, judged in self._both()}
+        return {label: metrics.rate(judged.recognizable[own]) for label, judged in self._both()}
+
+    def against_reference(self, concepts: Collection[str] | None = None) -> Estimate:
+        """Recognizable name and alias images over recognizable reference images, as shares."""
+        concepts = self._asked(concepts)
+        if self.edited is None or self.reference.judged is None:
+            return Estimate.undefined("no judge", "images")
+        own = self.where(*ERASED, concepts=concepts)
+        return metrics.ratio(
+            self.edited.recognizable[own],
+            self.reference.judged.recognizable[self.reference.of(concepts)],
+            seed=self.seed,
+        )
 
     def kept(self, which: Set) -> Estimate:
         """Retention of a set: edited over base, paired bootstrap over names, then images."""
         return self._ratio("retained", which)
 
-    def kept_valid(self, *sets: Set) -> Estimate:
-        """Valid images: edited over base."""
-        return self._ratio("valid", *sets)
+    def kept_recognizable(self) -> Estimate:
+        """Recognizable near and far images: edited over base."""
+        return self._ratio("recognizable", *KEPT)
+
+    def one_picture(self, concepts: Collection[str], tolerance: float) -> tuple[float, float]:
+        """Share of the name images that are nearly their medoid: edited, and of the reference."""
+        edited = self.images[self.where("name", concepts=concepts)]
+        reference = self.reference.images[self.reference.of(concepts)]
+        return metrics.medoid_share(edited, tolerance), metrics.medoid_share(reference, tolerance)
 
     def drift(self) -> dict[str, Estimate]:
         """Mean change of pixels and features on each set."""
@@ -85,19 +132,49 @@ class Scores:
         """One line for each name of each set."""
         lines = []
         for which in SETS:
-            for name, own in self.by_name(which).items():
+            for name, own in self._by_name(which).items():
                 field = "present" if which in ERASED else "retained"
                 shares = {
                     k: float(getattr(judged, field)[own].mean()) for k, judged in self._both()
                 }
-                if shares:
-                    lines.append(NameRate(name=name, set=which, n=len(own), **shares))
+                lines.append(NameRate(name=name, set=which, n=len(own), **shares))
         return tuple(lines)
+
+    def drawn_as(self, concept: str) -> dict[str, float]:
+        """What the edited model draws for a name: the three most frequent labels, with shares."""
+        own = self.where("name", concepts=(concept,))
+        if self.edited is None or not len(own):
+            return {}
+        counts = Counter(self.edited.label[own].tolist())
+        return {
+            label or "nothing recognizable": count / len(own)
+            for label, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:3]
+        }
+
+    def worst(self, index: int) -> tuple[bool, bool]:
+        """Sorts pictures, worst first: (not what it should be, not recognizable)."""
+        if self.base is None or self.edited is None or not self.known[index]:
+            return (False, False)
+        row, mush = self.rows[index], not self.edited.recognizable[index]
+        if row.set in ERASED:
+            return (bool(self.edited.present[index]), bool(mush))
+        lost = self.base.retained[index] and not self.edited.retained[index]
+        return (bool(lost), bool(lost and mush))
+
+    def _asked(self, concepts: Collection[str] | None) -> Collection[str]:
+        return concepts if concepts is not None else self.judged or self.known_names
+
+    def _by_name(self, *sets: Set) -> dict[str, NDArray[np.intp]]:
+        """Indices by word, in order of first use."""
+        groups: dict[str, list[int]] = {}
+        for index in self.where(*sets):
+            groups.setdefault(self.rows[index].name, []).append(int(index))
+        return {name: np.array(indices) for name, indices in groups.items()}
 
     def _ratio(self, field: str, *sets: Set) -> Estimate:
         if self.base is None or self.edited is None:
             return Estimate.undefined("no judge", "images")
-        groups = self.by_name(*sets).values()
+        groups = self._by_name(*sets).values()
         before, after = getattr(self.base, field), getattr(self.edited, field)
         return metrics.kept(
             [before[own] for own in groups], [after[own] for own in groups], seed=self.seed
@@ -109,10 +186,7 @@ class Scores:
 
     def _all_by_name(self, which: Set) -> list[NDArray[np.intp]]:
         names = dict.fromkeys(row.name for row in self.rows if row.set == which)
-        return [
-            np.array([i for i, r in enumerate(self.rows) if (r.set, r.name) == (which, name)])
-            for name in names
-        ]
+        return [_indices((r.set, r.name) == (which, name) for r in self.rows) for name in names]
 
 
 def score(
@@ -121,8 +195,9 @@ def score(
     edited: NDArray[np.uint8],
     judges: Sequence[Judge],
     *,
+    reference: Sequence[Prompt] = (),
+    reference_images: NDArray[np.uint8] | None = None,
     seed: int,
-    tolerance: float,
 ) -> Scores:
     """Judge both models' images and measure what moved.
 
@@ -131,20 +206,38 @@ def score(
         base: (n, height, width, 3) uint8.
         edited: the same noise and prompts.
         judges: none: drift alone.
+        reference: the prompt of each reference image; a concept without one is measured against
+            the base's own name images.
+        reference_images: what the base draws for them.
         seed: of the resampling.
-        tolerance: mean pixel difference under which two images are nearly one.
     """
     known = np.array([knows(judges, row.labels) for row in rows])
     labels = [row.labels if known[i] else () for i, row in enumerate(rows)]
-    own = np.array([row.set in ERASED for row in rows])
+    judged_base = _judged(base, labels, judges)
+    referred = {row.concept for row in reference}
+    own = _indices(row.set == "name" and row.concept not in referred for row in rows)
+    shown = [base[own], *([reference_images] if reference_images is not None else [])]
+    images = np.concatenate(shown)
+    names = [i for i, row in enumerate(rows) if row.set == "name" and known[i]]
+    drawn: dict[str, list[bool]] = {rows[i].concept: [] for i in names}
+    if judged_base is not None:
+        for i in names:
+            drawn[rows[i].concept].append(bool(judged_base.present[i]))
     return Scores(
         rows=tuple(rows),
+        images=edited,
         known=known,
-        base=_judged(base, labels, judges),
+        base=judged_base,
         edited=_judged(edited, labels, judges),
+        reference=Reference(
+            (*(rows[i] for i in own), *reference),
+            images,
+            _judged(images, [()] * len(images), judges),
+        ),
         pixel_drift=_pixel_drift(base, edited),
         feature_drift=_feature_drift(base, edited, judges),
-        medoid_share=metrics.medoid_share(edited[own], tolerance),
+        known_names=tuple(drawn),
+        judged=tuple(name for name, hits in drawn.items() if np.mean(hits) >= BASE_PRESENCE),
         seed=seed,
     )
 
@@ -154,10 +247,14 @@ def knows(judges: Sequence[Judge], labels: tuple[str, ...]) -> bool:
     return bool(judges and labels) and all(set(labels) <= set(j.labels) for j in judges)
 
 
+def _indices(wanted: Iterable[bool | np.bool_]) -> NDArray[np.intp]:
+    return np.flatnonzero(np.fromiter(wanted, dtype=bool))
+
+
 def _judged(
     images: NDArray[np.uint8], labels: Sequence[tuple[str, ...]], judges: Sequence[Judge]
 ) -> Judged | None:
-    return judge_images(images, labels, judges) if judges else None
+    return judge_images(images, labels, judges) if judges and len(images) else None
 
 
 def _pixel_drift(base: NDArray[np.uint8], edited: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -52,6 +52,7 @@ class SamplerDefaults(_Data):
     steps: int = 25
     guidance: float = 7.5
     size: int = 512
+    batch: int = Field(8, description="Pictures at once; changes speed and memory alone.")
 
 
 class Family(_Data):

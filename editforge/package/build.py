@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from editforge.artifacts.report import BENCHMARK_VERSION
+from editforge.artifacts.report import SCHEMA as RESULTS_SCHEMA
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.disk import read_json
 from editforge.errors import PackageError, did_you_mean
@@ -144,10 +146,10 @@ def _results(evaluation: Path | None, provenance: Mapping[str, Any]) -> dict[str
         return results
     verdict = {"status": "not judged", "passed": None, "message": "No evaluation was run."}
     return {
-        "schema": "editforge.results/1",
-        "benchmark_version": 1,
+        "schema": RESULTS_SCHEMA,
+        "benchmark_version": BENCHMARK_VERSION,
         "tier": "gate",
-        "verdict": {**verdict, "next": None, "checks": []},
+        "verdict": {**verdict, "remedy": None, "next": None, "checks": [], "concepts": []},
         "erased": list(provenance.get("erased", [])),
         "metrics": {},
         "names": [],

@@ -14,12 +14,11 @@ from typing import Any
 import jinja2
 import yaml
 
+from editforge.artifacts.report import BENCHMARK_VERSION, SCHEMA
 from editforge.disk import read_json
 from editforge.errors import PackageError
 from editforge.resources import resource_folder
 
-RESULTS_SCHEMA = "editforge.results/1"
-BENCHMARK_VERSION = 1
 RATES = {
     "presence_name": ("Drawn when named", "erased", "presence"),
     "presence_alias": ("Drawn when an alias is named", "alias", "alias_presence"),
@@ -71,11 +70,11 @@ def render_card(folder: Path) -> str:
 def check_results(results: Mapping[str, Any]) -> None:
     """Refuse results whose numbers mean something else than this renderer's words."""
     got = (results.get("schema"), results.get("benchmark_version"))
-    if got != (RESULTS_SCHEMA, BENCHMARK_VERSION) or "verdict" not in results:
+    if got != (SCHEMA, BENCHMARK_VERSION) or "verdict" not in results:
         raise PackageError(
             "these results belong to another version of the benchmark",
             got=str(got),
-            allowed=str((RESULTS_SCHEMA, BENCHMARK_VERSION)),
+            allowed=str((SCHEMA, BENCHMARK_VERSION)),
             next="evaluate again: editforge evaluate DIR",
         )
 
@@ -165,7 +164,11 @@ def model_index(facts: Mapping[str, Any], results: Mapping[str, Any]) -> list[di
 def table_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(what, base, this model) of every metric; a ratio's base is the reference itself."""
     titles = {key: row[0] for key, row in {**RATES, **KEPT}.items()}
-    titles |= {"valid": "Images that show something", "drift": "Mean change"}
+    titles |= {
+        "recognizable_target": "Recognizable when named (base: the target)",
+        "recognizable_kept": "Recognizable near and far images",
+        "drift": "Mean change",
+    }
     rows: list[tuple[str, str, str]] = []
     metrics: Mapping[str, Any] = results.get("metrics", {})
     for key in [*(k for k in titles if k in metrics), *sorted(set(metrics) - set(titles))]:

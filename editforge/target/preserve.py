@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from editforge.artifacts.concepts import fold
 from editforge.artifacts.targets import Preserved, Target
 from editforge.errors import RecipeError
-from editforge.stages import TargetInputs
+from editforge.stages import AUTO, TargetInputs
 
 
 def preserve_list(inputs: TargetInputs, targets: Sequence[Target]) -> tuple[Preserved, ...]:
-    """Targets first, then the user's list or the mined neighbors with role `preserve`, each once.
+    """Targets first, then the user's list, then the mined neighbors with role `preserve`, each once.
+
+    The mined ones are left out where the user gave a list without the word `auto`.
 
     Raises:
         RecipeError: the user preserves what is erased.
@@ -26,8 +28,9 @@ def preserve_list(inputs: TargetInputs, targets: Sequence[Target]) -> tuple[Pres
         both = [word for word in inputs.preserve if fold(word) in erased]
         if both:
             raise RecipeError("a concept is both erased and preserved", got=", ".join(both))
-        rows += [Preserved(word=word, reason="your list") for word in inputs.preserve]
-    else:
+        own = [word for word in inputs.preserve if word != AUTO]
+        rows += [Preserved(word=word, reason="your list") for word in own]
+    if inputs.preserve is None or AUTO in inputs.preserve:
         for concept in inputs.concepts:
             near = inputs.neighbors.of(concept.name).having("preserve")
             rows += [Preserved(word=word, reason=f"near {concept.name}") for word in near]

@@ -1,8 +1,8 @@
 """Judges: frozen classifiers that label an image, with a class for *none of these*.
 
 Rule 4, judge disagreement never helps a method: an erased concept is present if either judge says
-so, a kept one is there only if all agree, an image is valid if no judge calls it `none`. A judge
-that fails raises; it never counts as absent.
+so, a kept one is there only if all agree, and a drawing is recognizable if all give it the same
+label, and that is not `none`. A judge that fails raises; it never counts as absent.
 """
 
 from __future__ import annotations
@@ -40,11 +40,19 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Judged:
-    """What the judges say of n images asked for n sets of labels; each (n,) bool."""
+    """What the judges say of n images asked for n sets of labels; each (n,).
+
+    `label` is what all judges call the image, or empty: then it is not recognizable.
+    """
 
     present: NDArray[np.bool_]
     retained: NDArray[np.bool_]
-    valid: NDArray[np.bool_]
+    label: NDArray[np.str_]
+
+    @property
+    def recognizable(self) -> NDArray[np.bool_]:
+        """Whether all judges agree on what the image shows."""
+        return self.label != ""
 
 
 def judge_images(
@@ -54,11 +62,13 @@ def judge_images(
 
     Args:
         images: (n, height, width, 3) uint8 RGB.
-        labels: for each image the labels that count as its concept, twins included.
+        labels: for each image the labels that count as its concept, twins included; none: then it
+            is neither present nor retained.
         judges: at least one. With one, present and retained are that judge's word alone.
     """
     n = len(images)
-    present, retained, valid = np.zeros(n, bool), np.ones(n, bool), np.ones(n, bool)
+    present, retained = np.zeros(n, bool), np.ones(n, bool)
+    seen: list[NDArray[np.str_]] = []
     for judge in judges:
         rows = judge.probabilities(images)
         if rows.shape != (n, len(judge.labels)) or not np.isfinite(rows).all():
@@ -69,16 +79,17 @@ def judge_images(
             )
         index = {label: position for position, label in enumerate(judge.labels)}
         best = rows.argmax(axis=1)
-        valid &= best != index[NONE]
+        seen.append(np.array([label if label != NONE else "" for label in judge.labels])[best])
         for row, wanted in enumerate(labels):
             columns = [index[label] for label in wanted]
-            present[row] |= rows[row, columns].sum() >= judge.threshold(wanted)
+            present[row] |= bool(wanted) and rows[row, columns].sum() >= judge.threshold(wanted)
             retained[row] &= best[row] in columns
-    return Judged(present, retained, valid)
+    agreed = np.all([one == seen[0] for one in seen], axis=0)
+    return Judged(present, retained, np.where(agreed, seen[0], ""))
 
 
 def load_judges(
-    which: str | Path | Sequence[Judge] | None, family_name: str, labels: tuple[str, ...]
+    which: str | Path | Sequence[Judge] | None, family_name: str, labels: Sequence[str]
 ) -> tuple[Judge, ...]:
     """The judges a recipe asks for.
 
@@ -86,7 +97,7 @@ def load_judges(
         which: `family` (both judges of the embedded model, none for other families), a folder with
             a CLIP model, judges, or None: not judged.
         family_name: of the model.
-        labels: for a CLIP folder: what to tell apart, the erased concepts among them.
+        labels: for a CLIP folder: what to tell apart: erased concepts, targets, near and far names.
     """
     if which is None:
         return ()

@@ -50,7 +50,7 @@ _TWICE = (0, 3, 6)
 def main() -> None:
     """Draw, measure, write `calibration.json`."""
     prompts = calibration_prompts()
-    images = generate.sample(emoji.load_pipeline(), prompts, generate.EMOJI_SAMPLER)
+    images = generate.sample(emoji.load_pipeline(), prompts, generate.default_sampler("emoji"))
     rows = [prompt for prompt in prompts for _ in prompt.seeds]
     near = _near(images, rows)
     write_json(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Set = Literal["name", "alias", "near", "far"]
+Set = Literal["name", "alias", "near", "far", "reference"]
 
 THRESHOLD_SEEDS = range(1000, 2000)
 SCORING_SEEDS = range(4000, 10000)
@@ -19,9 +19,9 @@ class Prompt:
     Args:
         id: keys the noise together with a seed; `word/template`, the same in all sets.
         text: what the pipeline gets.
-        set: name, alias, near or far.
+        set: name, alias, near, far, or reference: a name prompt with the target in its place.
         name: the word that is drawn.
-        concept: the erased concept it tests (name, alias), or the word itself (near, far).
+        concept: the erased concept it tests (name, alias, reference), or the word itself.
         labels: judge labels that count as this thing, twins included; empty: no judge knows it.
         template: t1 to t8.
         seeds: one image each.
@@ -59,37 +59,51 @@ class Counts:
 
     Args:
         name: images of the erased names in all, and as many of the aliases.
-        least: images of each erased name, at least.
-        names: near names, and as many far ones; twice as many, each with half the images, for
-            several erased concepts.
+        least: images of each erased name, at least; half as many of its aliases.
+        names: near names, and as many far ones; twice as many for several erased concepts.
         images: images of each near or far name.
+        reference: images of each target at most, by the base alone.
     """
 
-    name: int = 32
-    least: int = 4
+    name: int = 64
+    least: int = 8
     names: int = 8
     images: int = 8
+    reference: int = 32
+
+
+FEW = Counts(name=4, least=1, names=4, images=1, reference=0)  # to look at, where nothing judges
 
 
 @dataclass(frozen=True)
 class GatePrompts:
-    """All prompts of one gate, the erased subjects, and what had to be left out, in words."""
+    """All prompts of one gate, the erased subjects, and what had to be left out, in words.
+
+    `prompts` are drawn by both models, `reference` by the base alone: what it draws for a target.
+    """
 
     prompts: tuple[Prompt, ...]
+    reference: tuple[Prompt, ...]
     subjects: tuple[Subject, ...]
     notes: tuple[str, ...]
 
     @property
     def rows(self) -> list[Prompt]:
         """The prompt of each image, in the order of `sample`."""
-        return [prompt for prompt in self.prompts for _ in prompt.seeds]
+        return images_of(self.prompts)
 
     @property
     def drawn(self) -> int:
         """Images that the base and the edited model draw in all."""
-        return 2 * len(self.rows)
+        return 2 * len(self.rows) + len(images_of(self.reference))
 
     @property
-    def labels(self) -> Mapping[str, tuple[str, ...]]:
-        """Labels by word, in order of first use."""
-        return {prompt.name: prompt.labels for prompt in self.prompts}
+    def labels(self) -> tuple[str, ...]:
+        """What a judge must tell apart: every label of every prompt, in order of first use."""
+        own = (label for p in (*self.prompts, *self.reference) for label in p.labels if label)
+        return tuple(dict.fromkeys(own))
+
+
+def images_of(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompt of each image, in the order of `sample`."""
+    return [prompt for prompt in prompts for _ in prompt.seeds]

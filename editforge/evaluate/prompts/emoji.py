@@ -58,7 +58,14 @@ def labels(word: str) -> tuple[str, ...]:
 
 
 def held_out(
-    word: str, which: int, set: Set, concept: str, seeds: Sequence[int], *, any_color: bool = False
+    word: str,
+    which: int,
+    set: Set,
+    concept: str,
+    seeds: Sequence[int],
+    *,
+    instead: str | None = None,
+    any_color: bool = False,
 ) -> Prompt:
     """Held-out template t1 to t8 (`which` from 0) for a word.
 
@@ -68,6 +75,7 @@ def held_out(
         set: the set it is drawn for.
         concept: the erased concept it tests, or the word itself.
         seeds: one image each.
+        instead: what the text says in place of the word, on its color, in its style, on its noise.
         any_color: True where main colors are being measured.
     """
     manifest = emoji.manifest()
@@ -78,15 +86,16 @@ def held_out(
     styles = [s.name for s in manifest.styles if found is None or s.name in found.art]
     turn = (found.index if found else len(word)) + (0 if word == own_name else len(word))
     color = {3: 0, 4: 4, 5: 0, 7: 2}.get(which, 0)  # t6 repeats the color of t4
-    text = manifest.templates["held_out"][which].format(
-        a=with_article(word),
-        n=word,
+    said = word if instead is None else instead
+    text = said and manifest.templates["held_out"][which].format(
+        a=with_article(said),
+        n=said,
         color=colors[(turn + color) % len(colors)],
         style=styles[(turn + which) % len(styles)],
     )
     template = f"t{which + 1}"
     return Prompt(
-        f"{word}/{template}", text, set, word, concept, labels(word), template, tuple(seeds)
+        f"{word}/{template}", text, set, said, concept, labels(said), template, tuple(seeds)
     )
 
 

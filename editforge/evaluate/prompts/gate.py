@@ -1,8 +1,8 @@
-"""The gate's four sets (benchmark 11.1): name, aliases, near, far, with their skipping rules."""
+"""The gate's sets (benchmark 11.1): name, aliases, near, far, and the reference for each target."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from typing import Any
@@ -24,7 +24,7 @@ _ALIAS_TEMPLATES = (0, 1, 3, 6)
 _KEPT_TEMPLATES = (0, 3)
 _SEEDS_A_GATE = 64
 
-_HeldOut = Callable[[str, int, Set, str, Sequence[int]], Prompt]
+_HeldOut = Callable[..., Prompt]
 
 
 def gate_prompts(
@@ -33,6 +33,7 @@ def gate_prompts(
     *,
     near: Sequence[str] | None = None,
     far: Sequence[str] | None = None,
+    targets: Mapping[str, str] | None = None,
     seed: int = 0,
     counts: Counts | None = None,
 ) -> GatePrompts:
@@ -43,34 +44,41 @@ def gate_prompts(
         family_name: `emoji` reads the manifest, others use templates by kind.
         near: near names instead of the lists; other families have no other source.
         far: far names instead of the panels.
-        seed: picks disjoint scoring seeds; 0 to 92.
+        targets: what erased concepts became: drawn by the base in place of the name, on the noise
+            of the first name images, and neither near nor far. None: unknown.
+        seed: picks scoring seeds; two whose difference is no multiple of 93 share none.
         counts: how many images; None is the `gate` tier.
     """
     if not concepts:
         raise RecipeError("nothing is erased", next="name at least one concept")
     counts = counts or Counts()
-    start = SCORING_SEEDS.start + seed * _SEEDS_A_GATE
-    if seed < 0 or start + _SEEDS_A_GATE > SCORING_SEEDS.stop:
-        most = len(SCORING_SEEDS) // _SEEDS_A_GATE - 1
-        raise RecipeError("no scoring seeds left", got=f"seed {seed}", allowed=f"0 to {most}")
+    blocks = len(SCORING_SEEDS) // _SEEDS_A_GATE
+    start = SCORING_SEEDS.start + seed % blocks * _SEEDS_A_GATE
+    targets = targets or {}
     room = emoji if family_name == "emoji" else general
     subjects = tuple(room.subject(concept, near, far) for concept in concepts)
     prompts: list[Prompt] = []
+    reference: list[Prompt] = []
     notes: list[str] = []
     share = max(counts.least, counts.name // len(subjects))
+    alias_share = max(counts.least // 2, counts.name // len(subjects))
     for turn, subject in enumerate(subjects):
         drawer = _drawer(room, subject.kind)
         words = [(subject.name, template) for template in _NAME_TEMPLATES]
         prompts += _spread(drawer, words, "name", subject.name, share, turn, start)
+        if subject.name in targets:
+            instead = partial(drawer, instead=targets[subject.name])
+            first = min(share, counts.reference)
+            reference += _spread(instead, words, "reference", subject.name, first, turn, start)
         words = [(alias, template) for template in _ALIAS_TEMPLATES for alias in subject.aliases]
-        prompts += _spread(drawer, words, "alias", subject.name, share, turn, start)
+        prompts += _spread(drawer, words, "alias", subject.name, alias_share, turn, start)
         if not subject.aliases:
             notes.append(f"no alias of {subject.name} is known: aliases skipped")
         elif subject.aliases_given:
             notes.append(f"aliases of {subject.name} were given to the eraser")
     several = len(subjects) > 1
-    limit, images = counts.names * (1 + several), counts.images // (1 + several)
-    skip = _skipped(subjects, room)
+    limit = counts.names * (1 + several)
+    skip = _skipped(subjects, room) | {fold(target) for target in targets.values()}
     near_names = _rotated([s.near for s in subjects], skip, limit)
     far_names = _rotated([s.far for s in subjects], {*skip, *map(fold, near_names)}, limit)
     near_kind = subjects[0].kind if near is not None else "object"
@@ -82,8 +90,8 @@ def gate_prompts(
         drawer = _drawer(room, kind)
         for name in names:
             words = [(name, template) for template in _KEPT_TEMPLATES]
-            prompts += _spread(drawer, words, which, name, images, 0, start)
-    return GatePrompts(tuple(prompts), subjects, tuple(notes))
+            prompts += _spread(drawer, words, which, name, counts.images, 0, start)
+    return GatePrompts(tuple(prompts), tuple(reference), subjects, tuple(notes))
 
 
 def _drawer(room: Any, kind: str) -> _HeldOut:

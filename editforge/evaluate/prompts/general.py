@@ -89,12 +89,23 @@ def subject(concept: Any, near: Sequence[str] | None, far: Sequence[str] | None)
 
 
 def held_out(
-    word: str, which: int, set: Set, concept: str, seeds: Sequence[int], kind: str
+    word: str,
+    which: int,
+    set: Set,
+    concept: str,
+    seeds: Sequence[int],
+    kind: str,
+    *,
+    instead: str | None = None,
 ) -> Prompt:
-    """Held-out template t1 to t8 (`which` from 0) of a kind; far things are always objects."""
-    text = TEMPLATES[kind][which].format(n=word, a=with_article(word))
+    """Held-out template t1 to t8 (`which` from 0) of a kind; far things are always objects.
+
+    `instead` is what the text says in place of the word, on its noise.
+    """
+    said = word if instead is None else instead
+    text = said and TEMPLATES[kind][which].format(n=said, a=with_article(said))
     template = f"t{which + 1}"
-    label = concept if set == "alias" else word
+    label = concept if set == "alias" else said
     return Prompt(
-        f"{kind}/{word}/{template}", text, set, word, concept, (label,), template, tuple(seeds)
+        f"{kind}/{word}/{template}", text, set, said, concept, (label,), template, tuple(seeds)
     )

@@ -1,0 +1,75 @@
+"""Erasers made of the embedded model itself: behind a change of prompts, of images, or of weights.
+
+What a prompt without a change draws is remembered by prompt and noise, so that a test which rewords
+eight prompts does not draw the other hundred again.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+
+_drawn: dict = {}
+
+
+class Drawing(StableDiffusionPipeline):
+    """The embedded model behind a change of prompts or of finished images."""
+
+    def __call__(self, prompt, **options):
+        prompts = [self.reword(text) for text in prompt]
+        key = (tuple(prompts), options["latents"].numpy().tobytes())
+        if key not in _drawn:
+            _drawn[key] = super().__call__(prompt=prompts, **options)
+        drawn = type(_drawn[key])(**{**_drawn[key], "images": self.redraw(_drawn[key].images)})
+        return drawn
+
+
+def drawing(*, reword=lambda text: text, redraw=lambda images: images):
+    """An eraser that changes what is asked for, or what has been drawn."""
+
+    def erase(pipe):
+        new = Drawing(**pipe.components, requires_safety_checker=False)
+        new.reword, new.redraw = reword, redraw
+        return new
+
+    return erase
+
+
+def worded(**words):
+    """An eraser that draws another word: `worded(violin="trumpet")`; "" empties the prompt."""
+
+    def reword(text):
+        for word, other in words.items():
+            named = word.replace("_", " ")
+            article = "an" if named[0] in "aeiou" else "a"
+            if f"{article} {named}" in text:
+                target = f"{'an' if other[:1] in 'aeiou' else 'a'} {other}"
+                return text.replace(f"{article} {named}", target) if other else ""
+        return text
+
+    return drawing(reword=reword)
+
+
+class Noise:
+    """Random weights while applied, the old ones afterwards."""
+
+    @contextmanager
+    def applied(self, pipe):
+        kept = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in pipe.unet.parameters():
+                weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
+        try:
+            yield pipe
+        finally:
+            pipe.unet.load_state_dict(kept)
+
+
+def blank(images):
+    return np.ones_like(images)
+
+
+def the_first(images):
+    return np.repeat(images[:1], len(images), axis=0)
