@@ -259,12 +259,12 @@ def test_the_card_and_the_verdict_agree(default_run):
 
 FEW_PICTURES = """
 import functools
-from editforge.evaluate import gate
-from editforge.evaluate.generate import Sampler
+from editforge.evaluate import gate, generate
 from editforge.evaluate.prompts import Counts
-counts = Counts(name=8, least=4, names=4, images=2)
-sampler = Sampler(steps=3, guidance=4.0, batch=16, size=64)
-gate.evaluate_gate = functools.partial(gate.evaluate_gate, counts=counts, sampler=sampler)
+counts = Counts(name=8, least=4, names=4, images=2, reference=4)
+sampler = generate.Sampler(steps=3, guidance=4.0, batch=16)
+generate.default_sampler = lambda family: sampler
+gate.evaluate_gate = functools.partial(gate.evaluate_gate, counts=counts)
 """
 
 
@@ -275,8 +275,8 @@ def test_a_failed_gate_exits_1_and_its_package_is_written_and_marked(tmp_path):
     assert done.code == 1, (done.out, done.err)
     verdict = done.json["verdict"]
     assert verdict["passed"] is False
-    assert verdict["next"]
-    assert f"next: {verdict['next']}" in done.err
+    assert verdict["next"].startswith("editforge run recipe.yaml --set=strength=")
+    assert f"next: {done.json['next']}" in done.err
     package = tmp_path / "weak" / "package"
     facts = json.loads((package / "lora" / "editforge.json").read_text())
     assert facts["gate"]["passed"] is False

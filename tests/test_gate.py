@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,59 +15,17 @@ from editforge.artifacts.report import Estimate, Report, Verdict
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.errors import EditforgeError, PackageError, RecipeError
 from editforge.evaluate.gate import evaluate_gate
-from editforge.evaluate.generate import EMOJI_SAMPLER, Sampler, noise, sample
+from editforge.evaluate.generate import Sampler, default_sampler, noise, own_size, sample
 from editforge.evaluate.judges import NONE, judge_images, load_judges
 from editforge.evaluate.prompts import Counts, eraser_inputs, gate_prompts
 from tests.tiny import tiny_pipeline
+from tests.zoo import drawing, worded
 
 FEW = Counts(name=8, least=4, names=4, images=2)
 VIOLIN = (Concept(name="violin"),)
 NEAR = ("guitar", "books", "bear", "television")
-
-
-class Drawing(StableDiffusionPipeline):
-    """The embedded model behind a change of prompts or of finished images."""
-
-    def __call__(self, prompt, **options):
-        prompts = [self.reword(text) for text in prompt]
-        drawn = super().__call__(prompt=prompts, **options)
-        drawn.images = self.redraw(drawn.images)
-        return drawn
-
-    @classmethod
-    def eraser(cls, *, reword=lambda text: text, redraw=lambda images: images):
-        def erase(pipe):
-            new = cls(**pipe.components, requires_safety_checker=False)
-            new.reword, new.redraw = reword, redraw
-            return new
-
-        return erase
-
-
-class Noise:
-    """Random weights while applied, the old ones afterwards."""
-
-    @contextmanager
-    def applied(self, pipe):
-        kept = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for weight in pipe.unet.parameters():
-                weight.copy_(0.1 * torch.randn(weight.shape, generator=generator))
-        try:
-            yield pipe
-        finally:
-            pipe.unet.load_state_dict(kept)
-
-
-def to_trumpet(text):
-    for word in ("a violin", "a fiddle", "a viola"):
-        text = text.replace(word, "a trumpet")
-    return text
-
-
-def to_trumpet_and_all_else_to_camel(text):
-    return text if (text := to_trumpet(text)) and "trumpet" in text else "a drawing of a camel"
+EMOJI_SAMPLER = default_sampler("emoji")
+TO_TRUMPET = worded(violin="trumpet", fiddle="trumpet", viola="trumpet")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +54,7 @@ def gate(pipe, base_images, tmp_path):
 
 
 def test_a_violin_that_becomes_a_trumpet_is_erased(gate, tmp_path):
-    report = gate(Drawing.eraser(reword=to_trumpet), targets={"violin": "trumpet"})
+    report = gate(TO_TRUMPET, targets={"violin": "trumpet"})
     assert (report.verdict.status, report.passed) == ("erased", True)
     assert report.metrics["presence_name"]["base"].value > 0.8
     assert report.metrics["presence_name"]["edited"].value <= 0.1
@@ -118,60 +75,18 @@ def test_a_violin_that_becomes_a_trumpet_is_erased(gate, tmp_path):
     assert "violin is drawn in 0%" in report.summary()
 
 
-def test_an_edit_that_does_nothing_is_not_erased(gate):
-    report = gate(Drawing.eraser())
-    assert (report.verdict.status, report.passed) == ("not erased", False)
-    assert "changes no image" in report.verdict.next
-    assert report.metrics["drift"]["name_pixel"].value == 0
-    assert report.metrics["drift"]["near_features"].value == 0
-    assert report.metrics["retention_far"].value == 1
-
-
-def test_half_an_erasure_proposes_a_strength(gate):
-    eraser = Drawing.eraser(reword=lambda text: text.replace("a violin", "a trumpet"))
-    report = gate(eraser, strength=2)
+def test_half_an_erasure_proposes_a_strength_or_the_words_that_are_left(gate):
+    report = gate(worded(fiddle="trumpet", viola="trumpet"), strength=2)
+    assert report.verdict.status == "not erased"
+    assert report.verdict.remedy.strength == 4
+    report = gate(worded(violin="trumpet"), strength=2)
     assert report.verdict.status == "not erased"
     assert "alias" in report.verdict.message
-    assert "--strength" in report.verdict.next
-    assert '"viola"' in report.verdict.next
-
-
-def test_weights_of_noise_are_collapsed_and_come_back(gate, pipe):
-    before = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
-    report = gate(Noise())
-    assert (report.verdict.status, report.passed) == ("collapsed", False)
-    assert "--strength 0.7" in report.verdict.next
-    assert all(torch.equal(before[k], v) for k, v in pipe.unet.state_dict().items())
-
-
-def test_a_blank_picture_is_collapsed(gate):
-    report = gate(Drawing.eraser(redraw=np.ones_like))
-    assert report.verdict.status == "collapsed"
-    assert report.metrics["valid"]["edited_all"].value == 0
-
-
-def test_one_and_the_same_picture_is_collapsed(gate):
-    trumpet = "a drawing of a trumpet"
-    report = gate(
-        Drawing.eraser(
-            reword=lambda text: trumpet if to_trumpet(text) != text else text,
-            redraw=lambda images: np.repeat(images[:1], len(images), axis=0),
-        )
-    )
-    assert report.verdict.status == "collapsed"
-    assert "nearly one picture" in report.verdict.message
-
-
-def test_an_eraser_that_takes_everything_else_too_loses_neighbors(gate):
-    report = gate(Drawing.eraser(reword=to_trumpet_and_all_else_to_camel))
-    assert (report.verdict.status, report.passed) == ("neighbor lost", False)
-    assert "lost 100%" in report.verdict.message
-    assert "--preserve" in report.verdict.next
-    assert {c.name: c.holds for c in report.verdict.checks}["far names are kept"] is False
+    assert set(report.verdict.remedy.aliases["violin"]) == {"fiddle", "viola"}
 
 
 def test_without_a_judge_nothing_passes_and_nothing_fails(gate):
-    report = gate(Drawing.eraser(reword=to_trumpet), judge=None)
+    report = gate(TO_TRUMPET, judge=None)
     assert (report.verdict.status, report.passed) == ("not judged", None)
     assert set(report.metrics) == {"drift"}
     assert report.metrics["drift"]["name_pixel"].value > 0
@@ -192,14 +107,14 @@ def test_a_failing_judge_raises_and_is_no_evidence_of_absence(gate):
             return None
 
     with pytest.raises(EditforgeError, match="judge broken failed"):
-        gate(Drawing.eraser(), judge=[Broken()])
+        gate(drawing(), judge=[Broken()])
 
 
 def test_what_is_no_eraser_and_what_is_no_judge_is_refused(gate):
     with pytest.raises(RecipeError, match="not an eraser"):
         gate("violin")
     with pytest.raises(RecipeError, match="not a judge"):
-        gate(Drawing.eraser(), judge=[object()])
+        gate(drawing(), judge=[object()])
 
 
 def test_disagreeing_judges_never_help():
@@ -225,8 +140,12 @@ def test_disagreeing_judges_never_help():
     assert judge_images(image, [("guitar",)], both).present[0]
     assert not judge_images(image, [("guitar",)], both).retained[0]
     assert judge_images(image, [("guitar", "violin")], both).retained[0]
-    assert not judge_images(image, [("violin",)], [both[0], Says("c", garbage)]).valid[0]
-    assert judge_images(image, [("violin",)], both).valid[0]
+    assert judge_images(image, [()], [both[0], Says("c", violin)]).label[0] == "violin"
+    assert not judge_images(image, [()], both).recognizable[0]
+    assert not judge_images(image, [()], [Says("c", garbage), Says("d", garbage)]).recognizable[0]
+    unasked = judge_images(image, [()], both)
+    assert not unasked.present[0]
+    assert not unasked.retained[0]
 
 
 def test_a_clip_folder_judges_what_has_no_judge(pipe, tmp_path):
@@ -342,7 +261,8 @@ def test_a_killed_evaluation_resumes_with_the_same_bytes(pipe, tmp_path, monkeyp
 def test_the_gate_draws_what_the_benchmark_says():
     plan = gate_prompts(VIOLIN, "emoji")
     count = {s: sum(len(p.seeds) for p in plan.prompts if p.set == s) for s in _sets(plan)}
-    assert count == {"name": 32, "alias": 32, "near": 64, "far": 64}
+    assert count == {"name": 64, "alias": 64, "near": 64, "far": 64}
+    assert plan.drawn == 512
     assert [len({p.name for p in plan.prompts if p.set == s}) for s in count] == [1, 2, 8, 8]
     assert {p.name for p in plan.prompts if p.set == "alias"} == {"fiddle", "viola"}
     assert {p.template for p in plan.prompts if p.set == "alias"} == {"t1", "t2", "t4", "t7"}
@@ -379,16 +299,16 @@ def test_several_concepts_share_the_images_and_skip_each_other():
         c.name: sum(len(p.seeds) for p in plan.prompts if (p.set, p.concept) == ("name", c.name))
         for c in concepts
     }
-    assert set(images.values()) == {6}
+    assert set(images.values()) == {12}
     assert len({p.template for p in plan.prompts if p.set == "name"}) == 8
     near = [p for p in plan.prompts if p.set == "near"]
-    assert sum(len(p.seeds) for p in near) == 64
+    assert sum(len(p.seeds) for p in near) == 16 * 8
     many = [Concept(name=n) for n in emoji.manifest().multi["50"]]
     least = {c.name: 0 for c in many}
     for prompt in gate_prompts(many, "emoji").prompts:
         if prompt.set == "name":
             least[prompt.name] += len(prompt.seeds)
-    assert set(least.values()) == {4}
+    assert set(least.values()) == {8}
 
 
 def test_given_aliases_are_not_what_is_scored():
@@ -418,7 +338,8 @@ def test_colors_and_styles_are_ones_the_drawing_can_have():
 
 def test_an_unknown_word_and_other_families_are_not_judged_but_drawn():
     plan = gate_prompts((Concept(name="giraffe"),), "emoji")
-    assert plan.labels["giraffe"] == ()
+    assert all(p.labels == () for p in plan.prompts if p.name == "giraffe")
+    assert "giraffe" not in plan.labels
     assert len({p.name for p in plan.prompts if p.set == "far"}) == 8
     plan = gate_prompts(
         (Concept(name="Van Gogh", kind="style"),), "sd1", near=["Monet", "Van Gogh"]
@@ -429,11 +350,45 @@ def test_an_unknown_word_and_other_families_are_not_judged_but_drawn():
     assert len({p.name for p in plan.prompts if p.set == "far"}) == 8
 
 
-def test_no_concepts_and_too_large_a_seed_are_refused():
+def test_no_concepts_are_refused_and_every_seed_has_scoring_seeds():
     with pytest.raises(RecipeError, match="nothing is erased"):
         gate_prompts((), "emoji")
-    with pytest.raises(RecipeError, match="seeds"):
-        gate_prompts(VIOLIN, "emoji", seed=93)
+    for seed in (92, 93, 100, 2**63 - 1):
+        plan = gate_prompts(VIOLIN, "emoji", seed=seed)
+        assert all(4000 <= one < 10000 for p in plan.prompts for one in p.seeds)
+
+
+def test_the_reference_is_the_target_on_the_noise_of_the_first_name_images():
+    plan = gate_prompts(VIOLIN, "emoji", targets={"violin": "trumpet"})
+    assert plan.drawn == 544
+    own = {p.id: p for p in plan.prompts if p.set == "name"}
+    for prompt in plan.reference:
+        assert prompt.text == own[prompt.id].text.replace("violin", "trumpet")
+        assert prompt.seeds == own[prompt.id].seeds[:4]
+    empty = gate_prompts(VIOLIN, "emoji", targets={"violin": ""})
+    assert {p.text for p in empty.reference} == {""}
+    guitar = gate_prompts(VIOLIN, "emoji", targets={"violin": "guitar"})
+    assert "guitar" not in {p.name for p in guitar.prompts}
+    both = gate_prompts(
+        [*VIOLIN, Concept(name="spider")], "emoji", targets={"violin": "trumpet", "spider": "ant"}
+    )
+    assert {p.concept for p in both.reference} == {"violin", "spider"}
+    style = Concept(name="Van Gogh", kind="style")
+    plan = gate_prompts([style], "sd1", targets={"Van Gogh": "Monet"})
+    assert plan.reference[0].text == "a painting in the style of Monet"
+    assert "Monet" in plan.labels
+
+
+def test_a_family_draws_with_the_sampler_that_it_names():
+    assert (default_sampler("sdxl").guidance, default_sampler("sdxl").steps) == (5.0, 25)
+    assert default_sampler("emoji").record() == {
+        "name": "DPMSolverMultistepScheduler",
+        "solver_order": 2,
+        "steps": 12,
+        "guidance": 4.0,
+        "size": None,
+    }
+    assert own_size(tiny_pipeline("sdxl")) == 16
 
 
 def test_an_eraser_cannot_read_what_it_is_scored_with():
@@ -471,7 +426,7 @@ def test_a_report_refuses_what_is_not_a_number(tmp_path):
 
 
 def test_a_changed_picture_or_number_is_refused(gate, tmp_path):
-    gate(Drawing.eraser(reword=to_trumpet), judge=None).save(tmp_path)
+    gate(TO_TRUMPET, judge=None).save(tmp_path)
     good = (tmp_path / "editforge_results.json").read_text()
     (tmp_path / "editforge_results.json").write_text(good.replace('"n": 8', '"n": -8'))
     with pytest.raises(PackageError, match="damaged"):

@@ -13,7 +13,16 @@ from editforge.evaluate.prompts import Counts, gate_prompts
 from tests.zoo import Noise, blank, drawing, the_first, worded
 
 ERASED = {"violin": "trumpet", "fiddle": "trumpet", "viola": "trumpet"}
-TWELVE = ("spider", "dolphin", "frog", "mushroom", "spaghetti", "ear of corn", "bicycle", "umbrella")
+TWELVE = (
+    "spider",
+    "dolphin",
+    "frog",
+    "mushroom",
+    "spaghetti",
+    "ear of corn",
+    "bicycle",
+    "umbrella",
+)
 TWELVE += ("robot", "scissors", "wrapped gift", "candle")
 
 
@@ -94,7 +103,9 @@ def test_mush_is_collapsed_although_the_violin_is_gone_and_the_neighbors_are_kep
 def test_one_picture_for_all_is_collapsed(judged):
     trumpet = "a drawing of a trumpet"
     words = ("a violin", "a fiddle", "a viola")
-    eraser = drawing(reword=lambda t: trumpet if any(w in t for w in words) else t, redraw=the_first)
+    eraser = drawing(
+        reword=lambda t: trumpet if any(w in t for w in words) else t, redraw=the_first
+    )
     report = judged(eraser)
     assert (report.verdict.status, report.passed) == ("collapsed", False)
     assert "erased images differ from each other" in failed(report)

@@ -5,6 +5,7 @@ eight prompts does not draw the other hundred again.
 """
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -20,9 +21,8 @@ class Drawing(StableDiffusionPipeline):
         prompts = [self.reword(text) for text in prompt]
         key = (tuple(prompts), options["latents"].numpy().tobytes())
         if key not in _drawn:
-            _drawn[key] = super().__call__(prompt=prompts, **options)
-        drawn = type(_drawn[key])(**{**_drawn[key], "images": self.redraw(_drawn[key].images)})
-        return drawn
+            _drawn[key] = super().__call__(prompt=prompts, **options).images
+        return SimpleNamespace(images=self.redraw(_drawn[key]))
 
 
 def drawing(*, reword=lambda text: text, redraw=lambda images: images):

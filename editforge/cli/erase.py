@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from editforge.errors import RecipeError
 
 if TYPE_CHECKING:
     from editforge.recipe import Recipe
+    from editforge.run import Result
 
 Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.")]
@@ -175,7 +177,7 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
         estimate = plan(recipe, folder)
         out.data(estimate.text())
         out.json({"plan": estimate.to_json(), "output": str(folder)})
-        out.hint("the same command without --dry-run")
+        out.hint(shlex.join(["editforge", *(word for word in sys.argv[1:] if word != "--dry-run")]))
         return DONE
     from editforge.run import execute
 
@@ -183,6 +185,9 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
     if not result.leads:
         return DONE
     report = result.report
+    failed = report is not None and report.passed is False
+    pushed = f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{_slug(_names(recipe))}-erased"
+    then = _remedy(result, recipe, command) if failed else pushed
     out.data(report.summary() if report else "not judged: the recipe's evaluate is null")
     out.data(f"pictures: {folder / 'evaluate' / 'grid.png'}" if report else "")
     out.data(f"package:  {folder / 'package'}")
@@ -193,26 +198,27 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
             "verdict": report.verdict.model_dump(mode="json") if report else None,
             "targets": {row.concept: row.target for row in result.targets.concepts},
             "rank": result.edit.exact_rank,
+            "next": then,
         }
     )
-    if report is not None and report.passed is False:
-        from editforge.again import fresh_folder, next_command
-        from editforge.workspace import RERUN
-
+    if report is not None and failed:
         out.say(f"the gate failed: {report.verdict.status}. The package is marked as failed.")
-        same = (
-            command
-            if command != RERUN
-            else shlex.join(["editforge", "run", str(folder / "recipe.yaml")])
-        )
-        other = str(fresh_folder(folder))
-        out.hint(
-            next_command(recipe, report.verdict.remedy, result.targets, same, other)
-            or shlex.join(["editforge", "evaluate", str(folder)])
-        )
-        return GATE_FAILED
-    out.hint(f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{_slug(_names(recipe))}-erased")
-    return DONE
+    out.hint(then)
+    return GATE_FAILED if failed else DONE
+
+
+def _remedy(result: Result, recipe: Recipe, command: str) -> str:
+    """What a failed verdict proposes, in a new folder beside this one; else to look again."""
+    from editforge.again import fresh_folder, next_command
+    from editforge.workspace import RERUN
+
+    folder, report = result.folder, result.report
+    by_file = shlex.join(["editforge", "run", str(folder / "recipe.yaml")])
+    same = by_file if command == RERUN else command
+    other = str(fresh_folder(folder))
+    remedy = report.verdict.remedy if report else None
+    found = next_command(recipe, remedy, result.targets, same, other)
+    return found or shlex.join(["editforge", "evaluate", str(folder)])
 
 
 def _read_concepts(path: Path | None, kind: str) -> list[dict[str, Any]]:

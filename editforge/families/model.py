@@ -154,7 +154,7 @@ class Model:
             raise FamilyError(
                 "this pipeline folder does not load",
                 got=" ".join(str(error).split())[:300],
-                next="download it again; editforge reads safetensors only",
+                next="download it again; safetensors alone are read",
             ) from None
 
     @cached_property
