@@ -29,7 +29,14 @@ def test_all_hits_reach_one():
 
 
 @pytest.mark.parametrize(
-    "estimate", [metrics.rate([]), metrics.kept([], []), metrics.mean([]), metrics.kept([[]], [[]])]
+    "estimate",
+    [
+        metrics.rate([]),
+        metrics.kept([], []),
+        metrics.mean([]),
+        metrics.kept([[]], [[]]),
+        metrics.ratio([], [1, 0]),
+    ],
 )
 def test_an_empty_set_is_undefined_with_a_reason(estimate):
     assert (estimate.defined, estimate.value, estimate.n) == (False, None, 0)
@@ -46,11 +53,22 @@ def test_a_base_that_draws_nothing_leaves_the_ratio_undefined():
         lambda bad: metrics.rate(bad),
         lambda bad: metrics.kept([[1, 1]], [bad]),
         lambda bad: metrics.mean([bad]),
+        lambda bad: metrics.ratio([1, 1], bad),
     ],
 )
 def test_a_nan_raises(call):
     with pytest.raises(EditforgeError, match="NaN"):
         call([1.0, float("nan")])
+
+
+def test_a_ratio_of_shares_that_do_not_pair_up():
+    estimate = metrics.ratio([1] * 30 + [0] * 70, [1] * 30 + [0] * 10)
+    assert (estimate.value, estimate.n) == (0.4, 100)
+    assert estimate.lo < 0.33 < 0.48 < estimate.hi
+    assert metrics.ratio([1, 1], [1, 0]).value == 1
+    assert not metrics.ratio([1, 1], [0, 0]).defined
+    assert not metrics.ratio([1, 1], []).defined
+    assert metrics.ratio([0] * 50, [1] * 50).value == 0
 
 
 def test_unpaired_images_raise():
@@ -128,3 +146,8 @@ def test_the_medoid_finds_one_picture_and_not_many():
     many = generator.integers(0, 256, (10, 8, 8, 3)).astype(np.uint8)
     assert metrics.medoid_share(one, 0.02) == 1
     assert metrics.medoid_share(many, 0.02) == 0.1
+
+
+def test_a_single_image_is_not_one_picture_many_times():
+    assert metrics.medoid_share(np.zeros((1, 4, 4, 3), np.uint8), 0.02) == 0
+    assert metrics.medoid_share(np.zeros((0, 4, 4, 3), np.uint8), 0.02) == 0
