@@ -1,4 +1,7 @@
-"""A zoo of erasers through the real gate at its real size: each gets the verdict it deserves."""
+"""A zoo of erasers through the real gate: each gets the verdict it deserves.
+
+Near and far names at their full number, erased names and aliases at half of it, for speed.
+"""
 
 import shutil
 
@@ -12,6 +15,7 @@ from editforge.evaluate.generate import default_sampler, sample
 from editforge.evaluate.prompts import Counts, gate_prompts
 from tests.zoo import Noise, blank, drawing, the_first, worded
 
+COUNTS = Counts(name=32, reference=16)
 ERASED = {"violin": "trumpet", "fiddle": "trumpet", "viola": "trumpet"}
 TWELVE = (
     "spider",
@@ -35,7 +39,9 @@ def pipe():
 def base_images(pipe, tmp_path_factory):
     """What the base draws for violin and for a trumpet, once."""
     folder = tmp_path_factory.mktemp("base")
-    plan = gate_prompts([Concept(name="violin")], "emoji", targets={"violin": "trumpet"})
+    plan = gate_prompts(
+        [Concept(name="violin")], "emoji", targets={"violin": "trumpet"}, counts=COUNTS
+    )
     sampler = default_sampler("emoji")
     for label, prompts in (("base", plan.prompts), ("reference", plan.reference)):
         sample(pipe, prompts, sampler, label=label, progress=False, workdir=folder)
@@ -53,6 +59,7 @@ def judged(pipe, base_images, tmp_path):
             family_name="emoji",
             targets={"violin": target},
             workdir=tmp_path / "work",
+            counts=COUNTS,
             progress=False,
             **options,
         )
@@ -64,9 +71,8 @@ def failed(report):
     return [check.name for check in report.verdict.checks if check.holds is False]
 
 
-def test_the_zoo_has_an_image_for_every_question(judged):
+def test_a_violin_that_becomes_a_trumpet_is_erased(judged):
     report = judged(worded(**ERASED))
-    assert sum(rate.n for rate in report.names) == 256
     assert (report.verdict.status, report.passed) == ("erased", True), report.verdict.message
     assert report.verdict.concepts[0].drawn_as["trumpet"] > 0.7
     assert failed(report) == []
@@ -150,6 +156,12 @@ def test_an_empty_target_is_measured_against_what_the_empty_prompt_draws(judged)
 
 def test_a_real_edit_passes(judged, pipe):
     report = judged(editforge.erase(pipe, "violin", target="trumpet", progress=False))
+    assert (report.verdict.status, report.passed) == ("erased", True), report.verdict.message
+
+
+def test_a_real_edit_to_nothing_at_all_passes(judged, pipe):
+    edit = editforge.erase(pipe, "violin", target="", progress=False)
+    report = judged(edit, target="")
     assert (report.verdict.status, report.passed) == ("erased", True), report.verdict.message
 
 

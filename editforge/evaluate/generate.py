@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,6 +124,8 @@ def sample(
     Returns:
         (n, height, width, 3) uint8 RGB.
     """
+    size = sampler.size or own_size(pipe)
+    sampler = replace(sampler, size=size)
     rows = [(prompt, seed) for prompt in prompts for seed in prompt.seeds]
     batches = [rows[start : start + sampler.batch] for start in range(0, len(rows), sampler.batch)]
     chosen = sampling_dtype(pipe, dtype)
@@ -141,7 +143,7 @@ def sample(
             path = workdir / f"{label}-{index:03d}.safetensors" if workdir else None
             drawn = _kept_batch(path, key)
             if drawn is None and index % team.size == team.rank:
-                drawn = _draw(pipe, batch, sampler)
+                drawn = _draw(pipe, batch, sampler, size)
                 if path:
                     write_safetensors(path, {"images": torch.from_numpy(drawn)}, {"key": key})
             images.append(drawn)
@@ -184,8 +186,9 @@ def _prepared(pipe: Any) -> Iterator[None]:
             pipe.safety_checker = checker
 
 
-def _draw(pipe: Any, batch: list[tuple[Prompt, int]], sampler: Sampler) -> NDArray[np.uint8]:
-    size = sampler.size or own_size(pipe)
+def _draw(
+    pipe: Any, batch: list[tuple[Prompt, int]], sampler: Sampler, size: int
+) -> NDArray[np.uint8]:
     side = size // pipe.vae_scale_factor
     shape = (pipe.unet.config.in_channels, side, side)
     latents = torch.stack([noise(prompt.id, seed, shape) for prompt, seed in batch])
