@@ -5,6 +5,7 @@ import pytest
 
 from editforge import emoji
 from editforge.artifacts.concepts import Concept
+from editforge.evaluate import gate
 from editforge.evaluate.judges import NONE
 from editforge.evaluate.prompts import Counts, gate_prompts
 from editforge.evaluate.scores import score
@@ -228,3 +229,22 @@ def test_without_judges_nothing_is_said():
     assert (found.status, found.passed) == ("not judged", None)
     assert found.concepts[0].status == "not judged"
     assert found.remedy.judge
+
+
+def test_the_grid_shows_the_worst_first_whatever_their_order(monkeypatch):
+    shown = []
+    monkeypatch.setattr(gate, "grid_png", lambda bands, *_: shown.append(bands) or b"")
+    table = Table("violin")
+    worst = table.at("name")[-1]
+    table.set("edited", [worst], "violin")
+    table.set("edited", table.at("near", "scorpion"), NONE)
+    table.set("edited", table.at("near", "deer")[:3], "camel")
+    table.set("edited", table.at("far", "banana"), "camel")
+    base, edited = pictures(table.base), pictures(table.edited, seed=1)
+    gate._pictures(table.plan, base, edited, table.scores(), "emoji")
+    (erased, aliases), (near, far) = shown[0]
+    assert erased.captions[0] == table.rows[worst].text
+    assert np.array_equal(erased.edited[0], edited[worst])
+    assert near.captions[:2] == ("scorpion", "deer")
+    assert far.captions[0] == "banana"
+    assert [len(group.captions) for group in (erased, aliases, near, far)] == [4] * 4
