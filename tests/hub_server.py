@@ -43,6 +43,7 @@ class Fault:
     status: int | None = None
     times: int = 1
     act: Callable[[], None] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Hub:
@@ -115,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.status:
             # A careless server that echoes what it was sent.
             echo = f"refused for {self.headers.get('Authorization')}"
-            self.reply(fault.status, {"error": echo}, {"X-Error-Message": echo})
+            self.reply(fault.status, {"error": echo}, {"X-Error-Message": echo, **fault.headers})
             return
         secret = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if kind not in ("object", "part", "complete") and not secret:

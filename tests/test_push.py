@@ -228,6 +228,50 @@ def test_patience_ends(hub: Hub, run: Path) -> None:
     assert hub.counts["create"] == 5
 
 
+WAITS = [
+    ({"RateLimit": '"api";r=0;t=0', "RateLimit-Policy": '"fixed window";"api";q=500;w=300'}, "1 s"),
+    ({"Retry-After": "0"}, "1 s"),
+    ({"RateLimit": '"api";r=3;t=300'}, "0.01 s"),  # not used up: that is not why it refuses
+    ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, "0.01 s"),
+    ({}, "0.01 s"),
+]
+
+
+@pytest.mark.parametrize(("headers", "seconds"), WAITS)
+def test_a_busy_hub_is_left_alone_as_long_as_it_asks(
+    hub: Hub, run: Path, headers: dict[str, str], seconds: str
+) -> None:
+    hub.fail("create", 429, headers=headers)
+    told = Told()
+    assert push(hub, run, say=told).step == "opened"
+    assert told == [f"create {REPO}: 429, again in {seconds}"]
+
+
+def test_a_wait_that_the_hub_asks_for_costs_no_attempt(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editforge.hub.calls.ATTEMPTS", 1)
+    hub.fail("create", 429, times=2, headers={"Retry-After": "0"})
+    assert push(hub, run).step == "opened"
+
+
+def test_more_patience_than_ten_minutes_in_all_is_refused_with_what_the_hub_asks(
+    hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fail("create", 429, headers={"RateLimit": '"api";r=0;t=3600'})
+    with pytest.raises(HubError, match="wait 3601 s") as caught:
+        push(hub, run)
+    assert caught.value.allowed == "600 s of waiting in all"
+    assert hub.calls == ["create"]
+    hub.faults.clear()
+    monkeypatch.setattr("editforge.hub.calls.PATIENCE", 1.5)
+    hub.fail("create", 429, nth=2, headers={"Retry-After": "0"})
+    hub.fail("settings", 429, headers={"Retry-After": "0"})  # another call of the same push
+    with pytest.raises(HubError, match="wait 1 s"):
+        push(hub, run, public=True)
+    assert hub.repos[REPO].private
+
+
 def test_a_hub_out_of_reach_is_an_answer_not_a_traceback(run: Path) -> None:
     api = HfApi(endpoint="http://127.0.0.1:9")  # the discard port: nobody listens
     with pytest.raises(HubError, match="out of reach"):
