@@ -108,7 +108,8 @@ def test_the_card_is_the_last_commit_and_opening_the_last_call(hub: Hub, run: Pa
     push(hub, run, public=True, gated="manual")
     first, last = hub.repos[REPO].log
     assert "README.md" not in first[2]
-    assert last == ("main", "Add the card", ["README.md"])
+    assert "editforge.json" not in first[2]
+    assert last == ("main", "Add the card", ["README.md", "editforge.json"])
     assert not hub.repos[REPO].private
     assert hub.repos[REPO].gated == "manual"
     assert hub.calls[-3:] == ["settings", "settings", "info"]
@@ -303,6 +304,140 @@ def test_a_receipt_does_not_hide_a_lost_repository(hub: Hub, run: Path) -> None:
     hub.repos.clear()
     done = push(hub, run)
     assert remote_digests(hub) == done.files
+
+
+EDITED = b"---\nlicense: mit\n---\n\n# Violin, in my own words\n"
+
+
+def edit(hub: Hub, name: str, data: bytes, ref: str = "main") -> None:
+    """A person, in the web editor."""
+    hub.commit(hub.repos[REPO], ref, f"Update {name}", {name: data})
+
+
+def change(run: Path) -> None:
+    """Another edit of the same concept: other weights, another card."""
+    folder = run / "package" / "lora"
+    weights = torch.ones(4, 512)
+    write_safetensors(folder / LORA, {"unet.a.lora_A.weight": weights}, {})
+    write_text(folder / "README.md", "---\nlicense: mit\n---\n\n# Violin, stronger\n")
+    write_text(folder / "reproduce" / "recipe.yaml", "concepts: [violin]\nstrength: 1.2\n")
+    seal(folder, True)
+
+
+def forget(run: Path) -> None:
+    """Another computer: the package is there, the receipt is not."""
+    for path in (run / "push").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("receipts", ["with the receipt", "without"])
+@pytest.mark.parametrize("package", ["the same package", "another"])
+def test_a_card_edited_on_the_hub_is_not_overwritten(
+    hub: Hub, run: Path, receipts: str, package: str
+) -> None:
+    push(hub, run)
+    edit(hub, "README.md", EDITED)
+    before = dict(hub.repos[REPO].head())
+    if package == "another":
+        change(run)
+    if receipts == "without":
+        forget(run)
+    with pytest.raises(HubError, match="a card that somebody changed") as caught:
+        push(hub, run)
+    assert "--replace-card" in str(caught.value.next)
+    assert "--create-pr" in str(caught.value.next)
+    assert hub.repos[REPO].head() == before
+    done = push(hub, run, replace_card=True)
+    assert done.step == "opened"
+    assert remote_digests(hub) == done.files
+
+
+@pytest.mark.parametrize("package", ["the same package", "another"])
+def test_over_an_edited_card_a_package_can_be_proposed(hub: Hub, run: Path, package: str) -> None:
+    push(hub, run)
+    edit(hub, "README.md", EDITED)
+    if package == "another":
+        change(run)
+    hub.fail("validate", 403, nth=2)  # the proposed card's first request
+    with pytest.raises(HubError, match="403"):
+        push(hub, run, create_pr=True)
+    hub.faults.clear()
+    done = push(hub, run, create_pr=True)
+    assert done.pull_request == "refs/pr/1"
+    assert remote_digests(hub, "refs/pr/1") == done.files
+    assert hub.repos[REPO].head()["README.md"] == EDITED
+
+
+def test_what_a_person_changed_in_our_pull_request_stays(hub: Hub, run: Path) -> None:
+    hub.repo(REPO, private=True)
+    hub.fail("commit", 403, nth=2)
+    with pytest.raises(HubError, match="403"):
+        push(hub, run, create_pr=True)
+    hub.faults.clear()
+    edit(hub, "README.md", EDITED, "refs/pr/1")
+    with pytest.raises(HubError, match="a card that somebody changed"):
+        push(hub, run, create_pr=True)
+    assert hub.repos[REPO].commits[hub.repos[REPO].refs["refs/pr/1"]]["README.md"] == EDITED
+
+
+@pytest.mark.parametrize("name", [LORA, "reproduce/recipe.yaml", "editforge.json"])
+@pytest.mark.parametrize("receipts", ["with the receipt", "without"])
+def test_no_other_file_that_somebody_changed_is_overwritten(
+    hub: Hub, run: Path, name: str, receipts: str
+) -> None:
+    push(hub, run)
+    theirs = (run / "package" / "lora" / name).read_bytes().replace(b"violin", b"cello") + b" "
+    edit(hub, name, theirs)
+    change(run)
+    if receipts == "without":
+        forget(run)
+    with pytest.raises(HubError, match="files that somebody changed") as caught:
+        push(hub, run, replace_card=True)
+    assert name in str(caught.value.got)
+    assert hub.repos[REPO].head()[name] == theirs
+
+
+def test_a_record_edited_in_our_own_form_is_told_by_what_it_lists(hub: Hub, run: Path) -> None:
+    push(hub, run)
+    facts = json.loads((run / "package" / "lora" / "editforge.json").read_text())
+    write_json(run / "theirs.json", {**facts, "gate": {"passed": None}})
+    edit(hub, "editforge.json", (run / "theirs.json").read_bytes())
+    with pytest.raises(HubError, match=r"editforge\.json"):
+        push(hub, run)
+
+
+def test_a_card_that_was_there_before_us_is_not_overwritten(hub: Hub, run: Path) -> None:
+    repo = hub.repo(REPO, private=True, files={"README.md": EDITED})
+    with pytest.raises(HubError, match="a card that somebody changed"):
+        push(hub, run)
+    assert repo.log == []
+    assert push(hub, run, replace_card=True).step == "opened"
+
+
+@pytest.mark.parametrize("receipts", ["with the receipt", "without"])
+def test_our_own_earlier_push_is_replaced(hub: Hub, run: Path, receipts: str) -> None:
+    push(hub, run)
+    change(run)
+    if receipts == "without":
+        forget(run)
+    hub.fail("validate", 403, nth=2)  # stopped between the two commits
+    with pytest.raises(HubError, match="403"):
+        push(hub, run)
+    hub.faults.clear()
+    if receipts == "without":
+        forget(run)
+    done = push(hub, run)
+    assert remote_digests(hub) == done.files
+
+
+def test_a_card_edited_while_we_push_is_not_overwritten(hub: Hub, run: Path) -> None:
+    push(hub, run)
+    edit(hub, "notes.md", b"")
+    del hub.repos[REPO].head()["notes.md"]  # the head has moved, the files are ours
+    hub.fail("preupload", nth=3, act=lambda: edit(hub, "README.md", EDITED))
+    with pytest.raises(HubError, match="a card that somebody changed"):
+        push(hub, run)
+    assert hub.repos[REPO].head()["README.md"] == EDITED
 
 
 def test_a_pull_request_is_opened_once_and_gets_the_card(hub: Hub, run: Path) -> None:

@@ -100,6 +100,9 @@ def push(
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Push although the gate failed.")
     ] = False,
+    replace_card: Annotated[
+        bool, typer.Option("--replace-card", help="Overwrite a card edited on the Hub.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -123,6 +126,7 @@ def push(
         create_pr=create_pr,
         gated=gated,
         allow_failed=allow_failed,
+        replace_card=replace_card,
         dry_run=dry_run,
         confirm=None if yes else lambda question: typer.confirm(question, err=True),
         say=out.say,
