@@ -56,6 +56,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.listed: dict[str, str] = {}  # path to a sha256 the listing shows instead
         self.served: dict[str, bytes] = {}  # path to bytes a download gives instead
+        self.fetched: list[str] = []  # paths that were downloaded
         self.counts: Counter[str] = Counter()
         self.url = ""
 
@@ -291,6 +292,7 @@ class Handler(BaseHTTPRequestHandler):
             oid, files = self.tree_at(repo, revision)
             etag = f'"{oid_of(path, files[path])}"'
             data = self.hub.served.get(path, files[path])
+            self.hub.fetched.append(path)
             self.reply(200, data, {"ETag": etag, "X-Repo-Commit": oid})
 
 

@@ -19,6 +19,7 @@ from editforge.disk import sha256_file, write_json, write_text
 from editforge.errors import EditforgeError, HubError, PackageError
 from editforge.files import write_safetensors
 from editforge.hub.push import Receipt, push_package
+from editforge.hub.verify import verify_repository
 from tests.hub_server import TOKEN, Hub, serving
 
 REPO = "ann/violin-erased"
@@ -440,6 +441,86 @@ def test_a_card_edited_while_we_push_is_not_overwritten(hub: Hub, run: Path) -> 
     assert hub.repos[REPO].head()["README.md"] == EDITED
 
 
+def verify(hub: Hub) -> list[str]:
+    return verify_repository(REPO, say=Told(), client=HfApi(endpoint=hub.url), pause=0.01)
+
+
+def test_a_pushed_repository_verifies(hub: Hub, run: Path) -> None:
+    push(hub, run)
+    assert verify(hub) == []
+
+
+def test_a_file_that_is_not_listed_is_reported_and_never_fetched(hub: Hub, run: Path) -> None:
+    push(hub, run)
+    extra = ["diffusion_pytorch_model.bin", "pipeline.py", "kohya/x.ckpt", ".hidden/y.pt", "z.txt"]
+    for name in extra:
+        edit(hub, name, b"\x80\x04")
+    hub.fetched.clear()
+    assert sorted(verify(hub)) == sorted(f"{name}: not listed" for name in extra)
+    assert hub.fetched
+    assert not set(hub.fetched) & set(extra)
+
+
+@pytest.mark.parametrize("name", [LORA, "kohya/violin.safetensors", "README.md"])
+def test_a_file_changed_on_the_hub_does_not_verify(hub: Hub, run: Path, name: str) -> None:
+    push(hub, run)
+    edit(hub, name, b"something else")
+    assert verify(hub) == [f"{name}: changed"]
+
+
+def test_what_the_hub_serves_for_the_lora_is_hashed(hub: Hub, run: Path) -> None:
+    push(hub, run)
+    hub.served[LORA] = bytes((run / "package" / "lora" / LORA).stat().st_size)
+    assert verify(hub) == [f"{LORA}: changed"]
+
+
+def test_a_missing_file_and_a_missing_table_do_not_verify(hub: Hub, run: Path) -> None:
+    push(hub, run)
+    del hub.repos[REPO].head()["images/before_after.png"]
+    assert verify(hub) == ["images/before_after.png: missing"]
+    edit(hub, "editforge.json", b'{"files": {"README.md": 1}}')
+    assert verify(hub) == ["editforge.json: no table of files"]
+
+
+def test_what_is_no_package_on_the_hub_is_an_answer(hub: Hub) -> None:
+    hub.repo(REPO, private=True, files={"README.md": EDITED})
+    with pytest.raises(PackageError, match="nothing to verify here"):
+        verify(hub)
+    hub.repos.clear()
+    with pytest.raises(HubError, match="answered 404"):
+        verify(hub)
+    for name in ("violin", "runs/a/b", "runs/vio lin"):
+        with pytest.raises(PackageError, match="no such folder"):
+            verify_repository(name, client=HfApi(endpoint=hub.url))
+
+
+def environment(hub: Hub, home: Path) -> dict[str, str]:
+    """The client finds the server as a user's does, through its own variables."""
+    return {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+
+def test_the_command_verifies_a_repository(hub: Hub, run: Path, tmp_path: Path) -> None:
+    push(hub, run)
+    edit(hub, "pipeline.py", b"import os")
+    done = subprocess.run(
+        [sys.executable, "-m", "editforge", "verify", REPO, "--json"],
+        env=environment(hub, tmp_path / "home"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["problems"] == ["pipeline.py: not listed"]
+    assert not list((tmp_path / "home").rglob("pipeline.py"))
+
+
 def test_a_pull_request_is_opened_once_and_gets_the_card(hub: Hub, run: Path) -> None:
     repo = hub.repo(REPO, private=True)
     hub.fail("commit", 403, nth=2)
@@ -554,27 +635,17 @@ push_package(Path(sys.argv[1]), sys.argv[2], public=True)
 
 
 def test_a_killed_process_is_completed_by_the_next(hub: Hub, run: Path, tmp_path: Path) -> None:
-    """Killed when the first commit has reached the Hub and its answer has not reached us.
-
-    The client finds the server as a user's does, through its own environment variables.
-    """
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
-        "HF_ENDPOINT": hub.url,
-        "HF_TOKEN": TOKEN,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    """Killed when the first commit has reached the Hub and its answer has not reached us."""
+    variables = environment(hub, tmp_path / "home")
     command = [sys.executable, "-c", DRIVER, str(run), REPO]
     first = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     hub.fail("commit", act=first.kill)
     output = first.communicate(timeout=60)[0]
     assert first.returncode == -9
     assert receipt(run)["step"] == "created"
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    second = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     assert second.returncode == 0, second.stderr
     assert [title for _, title, _ in hub.repos[REPO].log] == ["Add lora", "Add the card"]
     assert not hub.repos[REPO].private

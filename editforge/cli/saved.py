@@ -147,20 +147,22 @@ def verify(
     ],
     as_json: Json = False,
 ) -> int:
-    """Compare every file of a package with its recorded hash.
+    """Compare every file of a package with its recorded hash, here or on the Hub.
 
     Examples:
 
       editforge verify runs/violin
     """
-    from editforge.package.verify import verify_folder
-    from editforge.saved import local_folder
-
     out = Output(as_json=as_json)
-    folder = local_folder(place)
-    if (folder / "package").is_dir():
-        folder = folder / "package"
-    problems = verify_folder(folder)
+    if Path(place).exists():
+        from editforge.package.verify import verify_folder
+
+        folder = Path(place)
+        problems = verify_folder(folder / "package" if (folder / "package").is_dir() else folder)
+    else:
+        from editforge.hub.verify import verify_repository
+
+        problems = verify_repository(place, say=out.say)
     for problem in problems:
         out.data(problem)
     out.data(f"{len(problems)} problems" if problems else "every file is what was written")

@@ -22,7 +22,7 @@ from editforge.errors import HubError, PackageError
 from editforge.files import read_header
 from editforge.hub.calls import Line
 from editforge.hub.staged import CARD, SCHEMA, Staged
-from editforge.package.verify import FACTS
+from editforge.package.verify import FACTS, listed_files
 
 LORA = "pytorch_lora_weights.safetensors"
 ADDED = {".gitattributes"}  # by the Hub, to every repository
@@ -237,8 +237,7 @@ def _record(path: Path) -> dict[str, str] | None:
     write_json(again, body)
     if again.read_bytes() != path.read_bytes():
         return None
-    files = body.get("files")
-    return files if isinstance(files, dict) else None
+    return listed_files(path)
 
 
 def _listed(table: Mapping[str, str]) -> dict[str, str]:
