@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from editforge import emoji
 from editforge.artifacts.weight_edit import WeightEdit
+from editforge.disk import write_json
 from editforge.edit.vectors import Columns
 from editforge.errors import EditforgeError, FamilyError, HubError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
@@ -22,9 +24,10 @@ from editforge.families.model import Model, Origin, check_weights, detect
 from editforge.families.open import open_model
 from editforge.families.schema import load_family, shipped_families
 from editforge.files import read_tensors, write_safetensors
+from editforge.package.header import modelspec_header
 from editforge.package.single_file import write_single_file
 from tests.models import TINY, family_file, opened, recipe, solved, tiny_folder
-from tests.tiny import TEXT_WIDTHS, save_tiny, tiny_model, tiny_pipeline
+from tests.tiny import TEXT_WIDTHS, TinyModel, save_tiny, tiny_model, tiny_pipeline
 
 PUBLISHED = Path(__file__).parent / "published"
 NAMES = tuple(path.stem for path in sorted(PUBLISHED.glob("*.json"), key=lambda path: path.stem))
@@ -132,6 +135,31 @@ def test_published_prediction_types_are_known_and_have_their_kohya_name(name):
     }
     assert prediction in family.predictions
     assert family.kohya[prediction] == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "resolution"),
+    [
+        ("sd-1.4", "stable-diffusion-v1", "512x512"),
+        ("sd-2.1", "stable-diffusion-v2-768-v", "768x768"),
+        ("sd-2.1-base", "stable-diffusion-v2-512", "512x512"),
+        ("sdxl-base-1.0", "stable-diffusion-xl-v1-base", "1024x1024"),
+    ],
+)
+def test_published_models_have_their_modelspec_name_and_size(
+    name, architecture, resolution, tmp_path
+):
+    body = published(name)
+    write_json(tmp_path / "unet" / "config.json", body["unet"])
+    write_json(tmp_path / "vae" / "config.json", {"block_out_channels": [128, 256, 512, 512]})
+    prediction = body["scheduler"].get("prediction_type", "epsilon")
+    model = TinyModel(load_family(body["family"]), tmp_path, prediction_type=prediction)
+    null = WeightEdit({}, exact_rank=0)
+    header = modelspec_header(model, "x", null, lora=True, implementation="diffusers")
+    assert header["modelspec.architecture"] == f"{architecture}/lora"
+    assert header["modelspec.resolution"] == resolution
+    other = replace(model, prediction_type="sample")
+    assert modelspec_header(other, "x", null, lora=True, implementation="diffusers") == {}
 
 
 def test_the_embedded_model_is_the_emoji_family():
