@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_" + "q7" * 17
 LARGE = (".safetensors", ".png")
 
@@ -44,6 +46,7 @@ class Fault:
     times: int = 1
     act: Callable[[], None] | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
 
 
 class Hub:
@@ -117,7 +120,11 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.status:
             # A careless server that echoes what it was sent.
             echo = f"refused for {self.headers.get('Authorization')}"
-            self.reply(fault.status, {"error": echo}, {"X-Error-Message": echo, **fault.headers})
+            self.reply(
+                fault.status,
+                fault.body or {"error": echo},
+                {"X-Error-Message": echo, **fault.headers},
+            )
             return
         secret = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if kind not in ("object", "part", "complete") and not secret:
@@ -180,7 +187,9 @@ class Handler(BaseHTTPRequestHandler):
         if repo := self.find(name):
             oid = self.tree_at(repo, revision or "main")[0]
             facts = {"id": name, "sha": oid, "private": repo.private, "gated": repo.gated}
-            self.reply(200, {**facts, "tags": [], "siblings": []})
+            card = repo.commits[oid].get("README.md", b"").decode().split("---\n")
+            data = yaml.safe_load(card[1]) if len(card) > 1 else None
+            self.reply(200, {**facts, "tags": [], "siblings": [], "cardData": data})
 
     def settings(self, name: str) -> None:
         if repo := self.find(name):
