@@ -506,6 +506,21 @@ def environment(hub: Hub, home: Path) -> dict[str, str]:
     }
 
 
+def test_the_command_refuses_an_edited_card_and_its_hint_works(
+    hub: Hub, run: Path, tmp_path: Path
+) -> None:
+    push(hub, run)
+    edit(hub, "README.md", EDITED)
+    command = [sys.executable, "-m", "editforge", "push", str(run), REPO, "-y"]
+    settings = {"env": environment(hub, tmp_path / "home"), "text": True, "timeout": 60}
+    first = subprocess.run(command, capture_output=True, **settings)  # type: ignore[call-overload]
+    assert first.returncode == 2
+    assert "--replace-card" in first.stderr
+    second = subprocess.run([*command, "--replace-card"], capture_output=True, **settings)  # type: ignore[call-overload]
+    assert second.returncode == 0, second.stderr
+    assert remote_digests(hub) == digests(run / "package" / "lora")
+
+
 def test_the_command_verifies_a_repository(hub: Hub, run: Path, tmp_path: Path) -> None:
     push(hub, run)
     edit(hub, "pipeline.py", b"import os")
