@@ -29,6 +29,7 @@ LORA = "pytorch_lora_weights.safetensors"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # see hub_server
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the shell says
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with serving() as server:
         yield server

@@ -107,7 +107,7 @@ def _license_facts(repo: str, revision: str | None) -> dict[str, Any] | None:
         return None
     keys = ("license", "license_name", "license_link")
     facts = {key: getattr(card, key, None) for key in keys}
-    return {key: None if value is None else str(value) for key, value in facts.items()}
+    return {key: value for key, value in facts.items() if isinstance(value, str)}
 
 
 def _downloaded(config: ModelConfig, options: dict[str, Any]) -> Model:

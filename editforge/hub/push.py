@@ -245,7 +245,8 @@ class _Push:
             last = Receipt(**body)
         except (EditforgeError, AttributeError, KeyError, TypeError):
             return None  # it only saves work: without it every step asks the Hub what is there
-        return last if last.repo == self._receipt.repo else None
+        is_ours = last.repo == self._receipt.repo and isinstance(last.files, dict)
+        return last if is_ours else None
 
     def _note(self, step: str, **facts: Any) -> None:
         self._receipt = replace(self._receipt, step=step, **facts)
