@@ -474,7 +474,7 @@ def test_pickled_text_encoder_weights_are_refused(base):
     (base / "text_encoder/model.safetensors").rename(base / "text_encoder/pytorch_model.bin")
     with pytest.raises(FamilyError, match="does not load") as caught:
         use(base)
-    assert "safetensors only" in caught.value.next
+    assert "safetensors alone are read" in caught.value.next
 
 
 @pytest.mark.parametrize("shard", [None, "50KB"])
