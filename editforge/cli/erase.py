@@ -123,15 +123,9 @@ def erase(
     recipe = resolve(method, overrides, set_ or (), preset=preset)
     words: dict[str, object] = {"kind": kind if kind != "object" else None}
     words |= {"method": method if method != "default" else None, "preset": preset}
-    words |= {
-        "model": model,
-        "revision": revision,
-        "base": base,
-        "variant": variant,
-        "dtype": dtype,
-    }
+    words |= {"model": model, "revision": revision, "variant": variant, "dtype": dtype}
     words |= {"device": device, "target": target, "strength": strength, "export": export}
-    words |= {"seed": seed, "judge": judge}
+    words |= {"seed": seed, "judge": judge, "base": base}
     parts = [f"--{key}={value}" for key, value in words.items() if value is not None]
     parts += [f"--preserve={word}" for word in preserve or ()]
     parts += [f"--set={text}" for text in set_ or ()]
