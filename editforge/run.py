@@ -167,7 +167,7 @@ def execute(
         Workspace(folder, text, say, replace=replace, team=team)
         if team.leads
         else Follower(folder, text, team) as space,
-        open_model(recipe.model) as model,
+        open_model(recipe.model, say) as model,
     ):
         context = Context(model, recipe.seed, progress, None, say, folder / "log", team)
         plan = _Plan(recipe, space, model, context, command)
@@ -360,6 +360,7 @@ def public_recipe(recipe: Recipe, label: str) -> dict[str, Any]:
     """The recipe with local paths replaced by what they contain: fit for a card."""
     body: dict[str, Any] = portable(recipe)
     body["model"]["id"] = "emoji" if recipe.model.id == "emoji" else label
+    body["model"]["base"] = None  # the label says it
     return body
 
 

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import yaml
+
 TOKEN = "hf_" + "q7" * 17
 LARGE = (".safetensors", ".png")
 
@@ -43,6 +45,8 @@ class Fault:
     status: int | None = None
     times: int = 1
     act: Callable[[], None] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | None = None
 
 
 class Hub:
@@ -55,6 +59,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.listed: dict[str, str] = {}  # path to a sha256 the listing shows instead
         self.served: dict[str, bytes] = {}  # path to bytes a download gives instead
+        self.fetched: list[str] = []  # paths that were downloaded
         self.counts: Counter[str] = Counter()
         self.url = ""
 
@@ -115,7 +120,11 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.status:
             # A careless server that echoes what it was sent.
             echo = f"refused for {self.headers.get('Authorization')}"
-            self.reply(fault.status, {"error": echo}, {"X-Error-Message": echo})
+            self.reply(
+                fault.status,
+                fault.body or {"error": echo},
+                {"X-Error-Message": echo, **fault.headers},
+            )
             return
         secret = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if kind not in ("object", "part", "complete") and not secret:
@@ -178,7 +187,9 @@ class Handler(BaseHTTPRequestHandler):
         if repo := self.find(name):
             oid = self.tree_at(repo, revision or "main")[0]
             facts = {"id": name, "sha": oid, "private": repo.private, "gated": repo.gated}
-            self.reply(200, {**facts, "tags": [], "siblings": []})
+            card = repo.commits[oid].get("README.md", b"").decode().split("---\n")
+            data = yaml.safe_load(card[1]) if len(card) > 1 else None
+            self.reply(200, {**facts, "tags": [], "siblings": [], "cardData": data})
 
     def settings(self, name: str) -> None:
         if repo := self.find(name):
@@ -290,6 +301,7 @@ class Handler(BaseHTTPRequestHandler):
             oid, files = self.tree_at(repo, revision)
             etag = f'"{oid_of(path, files[path])}"'
             data = self.hub.served.get(path, files[path])
+            self.hub.fetched.append(path)
             self.reply(200, data, {"ETag": etag, "X-Repo-Commit": oid})
 
 

@@ -58,6 +58,7 @@ def example_facts(export: str = "lora", **changes: Any) -> dict[str, Any]:
             "revision": "0123456789abcdef0123456789abcdef01234567",
             "sha256": "0" * 64,
             "license": "creativeml-openrail-m",
+            "license_name": None,
             "license_link": None,
             "prediction_type": "epsilon",
             "variant": None,
@@ -196,11 +197,28 @@ def test_local_base_is_no_hub_link_and_unknown_license_is_not_invented(tmp_path:
     assert "path/to/the/base" in text
 
 
-def test_unusual_license_is_linked(tmp_path: Path) -> None:
-    base = {**example_facts()["base"], "license": "My License", "license_link": "https://x.org/l"}
+LINK = "https://x.org/license"
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        (("other", "my-license-1.0", LINK), ("other", "my-license-1.0", LINK)),
+        (("other", "my-license-1.0", "LICENSE.md"), ("other", "my-license-1.0", "LICENSE.md")),
+        (("other", None, LINK), ("other", None, LINK)),
+        (("other", None, None), ("other", None, None)),
+        (("other", "My License", None), ("other", None, None)),  # no id: the Hub would refuse it
+        (("openrail++", None, LINK), ("openrail++", None, None)),  # the Hub knows that one's text
+        ((None, "my-license-1.0", LINK), (None, None, None)),
+    ],
+)
+def test_the_license_is_what_the_bases_card_says_and_nothing_else(
+    said: tuple[str | None, ...], written: tuple[str | None, ...], tmp_path: Path
+) -> None:
+    keys = ("license", "license_name", "license_link")
+    base = {**example_facts()["base"], **dict(zip(keys, said, strict=True))}
     _, header = _card(tmp_path, base=base)
-    assert (header["license"], header["license_name"]) == ("other", "my-license")
-    assert header["license_link"] == "https://x.org/l"
+    assert tuple(header.get(key) for key in keys) == written
 
 
 def test_names_cannot_break_out_of_the_card(tmp_path: Path) -> None:

@@ -120,6 +120,13 @@ def test_attribution_names_every_style_with_its_license():
         assert style.version in row
 
 
+def test_the_license_of_the_weights_names_every_style_under_its_license():
+    text = (assets._verified("LICENSE.md")).read_text()
+    for style in emoji.manifest().styles:
+        row = next(line for line in text.splitlines() if line.startswith(f"| [{style.license}]"))
+        assert style.name in row
+
+
 def test_the_pipeline_is_stock_float32_with_its_own_scheduler():
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import UNet2DConditionModel
+from huggingface_hub.utils import close_session
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from editforge import emoji
 from editforge.artifacts.weight_edit import WeightEdit
+from editforge.disk import write_json
 from editforge.edit.vectors import Columns
 from editforge.errors import EditforgeError, FamilyError, HubError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
@@ -22,9 +26,12 @@ from editforge.families.model import Model, Origin, check_weights, detect
 from editforge.families.open import open_model
 from editforge.families.schema import load_family, shipped_families
 from editforge.files import read_tensors, write_safetensors
+from editforge.package.header import modelspec_header
 from editforge.package.single_file import write_single_file
+from tests.command import QUICK, UNJUDGED, editforge
+from tests.hub_server import TOKEN, serving
 from tests.models import TINY, family_file, opened, recipe, solved, tiny_folder
-from tests.tiny import TEXT_WIDTHS, save_tiny, tiny_model, tiny_pipeline
+from tests.tiny import TEXT_WIDTHS, TinyModel, save_tiny, tiny_model, tiny_pipeline
 
 PUBLISHED = Path(__file__).parent / "published"
 NAMES = tuple(path.stem for path in sorted(PUBLISHED.glob("*.json"), key=lambda path: path.stem))
@@ -132,6 +139,31 @@ def test_published_prediction_types_are_known_and_have_their_kohya_name(name):
     }
     assert prediction in family.predictions
     assert family.kohya[prediction] == expected[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "resolution"),
+    [
+        ("sd-1.4", "stable-diffusion-v1", "512x512"),
+        ("sd-2.1", "stable-diffusion-v2-768-v", "768x768"),
+        ("sd-2.1-base", "stable-diffusion-v2-512", "512x512"),
+        ("sdxl-base-1.0", "stable-diffusion-xl-v1-base", "1024x1024"),
+    ],
+)
+def test_published_models_have_their_modelspec_name_and_size(
+    name, architecture, resolution, tmp_path
+):
+    body = published(name)
+    write_json(tmp_path / "unet" / "config.json", body["unet"])
+    write_json(tmp_path / "vae" / "config.json", {"block_out_channels": [128, 256, 512, 512]})
+    prediction = body["scheduler"].get("prediction_type", "epsilon")
+    model = TinyModel(load_family(body["family"]), tmp_path, prediction_type=prediction)
+    null = WeightEdit({}, exact_rank=0)
+    header = modelspec_header(model, "x", null, lora=True, implementation="diffusers")
+    assert header["modelspec.architecture"] == f"{architecture}/lora"
+    assert header["modelspec.resolution"] == resolution
+    other = replace(model, prediction_type="sample")
+    assert modelspec_header(other, "x", null, lora=True, implementation="diffusers") == {}
 
 
 def test_the_embedded_model_is_the_emoji_family():
@@ -309,6 +341,110 @@ def test_a_single_file_opens_with_the_configs_of_a_folder(base, tmp_path):
     assert not inside.exists()
 
 
+# --- a local copy of a Hub model ----------------------------------------------------------------
+
+BASE = "tiny-org/tiny-model"
+CARD = """---
+license: other
+license_name: tiny-license
+license_link: https://tiny.org/license
+---
+# Tiny
+"""
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield server
+    close_session()
+
+
+@pytest.fixture(params=["folder", "file"])
+def local(request, base, tmp_path):
+    """A local model of either kind, and the options it is opened with."""
+    if request.param == "folder":
+        return base, {}
+    null = WeightEdit({}, exact_rank=0)
+    return write_single_file(tiny_model(base, "sd1"), null, tmp_path, "tiny"), {"config": str(base)}
+
+
+def test_a_local_copy_has_the_name_and_the_license_of_the_hub_model(hub, local):
+    hub.repo(BASE, private=False, files={"README.md": CARD.encode()})
+    path, options = local
+    told = []
+    with (
+        open_model(named(path, **options)) as plain,
+        open_model(named(path, base=BASE, **options), told.append) as model,
+    ):
+        assert (model.label, model.revision) == (BASE, None)
+        assert (model.license, model.license_name) == ("other", "tiny-license")
+        assert model.license_link == "https://tiny.org/license"
+        assert model.local
+        assert plain.label.startswith("local:")
+        assert plain.license is None
+        assert model.base_sha256 == plain.base_sha256
+    assert told == []
+    assert hub.calls == ["info"]
+
+
+@pytest.mark.parametrize("why", ["offline", "unknown to the Hub", "no network", "login page"])
+def test_a_license_that_cannot_be_read_is_said_and_is_no_error(why, hub, local, monkeypatch):
+    if why == "offline":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    elif why == "no network":
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    elif why == "login page":
+        hub.fail("info", 200, body=b"<html>of the hotel</html>")
+    path, options = local
+    told = []
+    with open_model(named(path, base=BASE, **options), told.append) as model:
+        assert model.label == BASE
+        assert (model.license, model.license_name, model.license_link) == (None, None, None)
+    assert told == [
+        f"the license of {BASE} could not be read from the Hub: the card will name none"
+    ]
+
+
+@pytest.mark.parametrize(
+    "base",
+    ["", "tiny", "a/b/c", "./a", "/srv/models/sd", "~/sd", "a/b--c", "a/b.git", "a b/c",
+     "a/b@main", "editforge/emoji-sd"],
+)  # fmt: skip
+def test_a_base_that_is_no_hub_id_is_refused(base):
+    with pytest.raises(RecipeError, match="the base is no Hub id"):
+        ModelConfig(id="models/sd", base=base)
+
+
+def test_a_model_that_names_itself_takes_no_base():
+    with pytest.raises(RecipeError, match="only a local model can be a copy"):
+        ModelConfig(base=BASE)
+    with pytest.raises(RecipeError, match="only a local model can be a copy"):
+        use("someone/something", base=BASE)
+
+
+def test_the_card_of_a_local_copy_names_its_base_and_no_path(base, tmp_path):
+    done = editforge(
+        "erase", "violin", *QUICK, *UNJUDGED, f"--model={base}", f"--base={BASE}",
+        f"--set=model.family={family_file('sd1')}", "--set=edit.limits.change=[10, 100]",
+        "--set=edit.limits.residual=[10, 100]", "--set=edit.limits.amplification=[50, 1000]",
+        "--export=lora,pipeline", "--output=run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.err.count(f"the license of {BASE} could not be read") == 1
+    lora = tmp_path / "run" / "package" / "lora"
+    header = yaml.safe_load((lora / "README.md").read_text().split("---\n")[1])
+    assert header["base_model"] == BASE
+    assert "license" not in header
+    recipe = yaml.safe_load((lora / "reproduce" / "recipe.yaml").read_text())
+    assert (recipe["model"]["id"], recipe["model"]["base"]) == (BASE, None)
+    for path in (tmp_path / "run" / "package").rglob("*"):
+        assert not path.is_file() or str(tmp_path).encode() not in path.read_bytes()
+
+
 def test_a_single_file_without_configs_says_how_to_name_them(base, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     file = write_single_file(
@@ -338,7 +474,7 @@ def test_pickled_text_encoder_weights_are_refused(base):
     (base / "text_encoder/model.safetensors").rename(base / "text_encoder/pytorch_model.bin")
     with pytest.raises(FamilyError, match="does not load") as caught:
         use(base)
-    assert "safetensors only" in caught.value.next
+    assert "safetensors alone are read" in caught.value.next
 
 
 @pytest.mark.parametrize("shard", [None, "50KB"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image, PngImagePlugin
 
 from editforge import emoji
@@ -23,6 +24,7 @@ from editforge.families.schema import load_family
 from editforge.package.build import Package, build_package
 from editforge.package.scrub import mark_paths, scan
 from editforge.package.verify import verify_folder
+from tests.models import opened
 from tests.tiny import (
     TinyModel,
     random_edit,
@@ -313,7 +315,7 @@ def test_public_names_and_copies_may_hold_the_user_name(
 
 
 def test_local_paths_of_a_recipe_are_replaced_visibly(model: TinyModel, tmp_path: Path) -> None:
-    local = replace(model, label="local:0123456789ab", revision=None)
+    local = replace(model, label="local:0123456789ab", revision=None, local=True)
     recipe = f"model: {{id: {model.folder}}}\nwords: /data/lists/my.txt\n"
     edit = random_edit(local, provenance=tiny_provenance(local))
     done = build(
@@ -396,29 +398,57 @@ def test_card_snippets_run_and_the_lora_draws_what_the_folder_draws(tmp_path: Pa
     assert not (done.repositories["lora"] / "kohya").exists()
 
 
-def test_license_file_of_the_base_travels_and_a_bare_link_is_resolved(tmp_path: Path) -> None:
-    done = build(
-        replace(_emoji_model(), license="other", license_link="ATTRIBUTION.md"),
-        tmp_path / "p",
-        None,
-        edit=random_edit(_emoji_model(), size=0.02),
-        exports=("lora",),
-    )
+def test_licenses_of_the_embedded_model_travel_and_are_a_link_that_the_hub_takes(
+    tmp_path: Path,
+) -> None:
+    model = opened("emoji")
+    edit = random_edit(_emoji_model(), size=0.02, provenance={})
+    done = build(model, tmp_path / "p", None, edit=edit, exports=("lora",))
     lora = done.repositories["lora"]
+    card = (lora / "README.md").read_text()
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["license"] == "other"
+    assert header["license_link"] == "LICENSE.md"
+    assert "LICENSE.md" in read_json(lora / "editforge.json")["files"]
+    text = (lora / "LICENSE.md").read_text()
+    listed = {style.license for style in emoji.manifest().styles}
+    assert all(license in text for license in listed)
+    assert header["license_name"] == "-and-".join(sorted(name.lower() for name in listed))
     assert (lora / "ATTRIBUTION.md").read_bytes() == emoji.attribution().read_bytes()
-    assert "license_link: ATTRIBUTION.md" in (lora / "README.md").read_text()
     assert verify_folder(done.folder) == []
 
 
+@pytest.mark.parametrize("name", ["LICENSE.md", "LICENSE.txt", "docs/terms.md"])
 def test_relative_license_link_of_a_hub_base_points_to_the_hub(
-    model: TinyModel, tmp_path: Path
+    name: str, model: TinyModel, tmp_path: Path
 ) -> None:
-    linked = replace(model, license="other", license_link="LICENSE.md", revision="abc")
+    linked = replace(model, license="other", license_link=name, revision="abc")
     done = build(linked, tmp_path / "p", None, exports=("lora",))
     base = read_json(done.repositories["lora"] / "editforge.json")["base"]
-    assert base["license_link"] == (
-        "https://huggingface.co/tiny-org/tiny-model/blob/abc/LICENSE.md"
-    )
+    assert base["license_link"] == (f"https://huggingface.co/tiny-org/tiny-model/blob/abc/{name}")
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "LICENSE.md", "LICENSE.txt", "ATTRIBUTION.md"])
+def test_a_license_file_that_travels_is_linked_only_by_a_name_that_the_hub_takes(
+    name: str, tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "base", "sd1")
+    (folder / name).write_text("As you like.")
+    model = tiny_model(folder, "sd1", license="other", license_link=name, revision="abc")
+    done = build(model, tmp_path / "p", None, edit=random_edit(model), exports=("lora",))
+    lora = done.repositories["lora"]
+    assert (lora / name).read_text() == "As you like."
+    link = read_json(lora / "editforge.json")["base"]["license_link"]
+    hub = f"https://huggingface.co/tiny-org/tiny-model/blob/abc/{name}"
+    assert link == (name if name in ("LICENSE", "LICENSE.md") else hub)
+
+
+def test_a_local_base_carries_no_license_file_from_the_folder_above(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "base", "sd1")
+    (tmp_path / "LICENSE.md").write_text("Of something else.")
+    model = tiny_model(folder, "sd1", license="other", license_link="LICENSE.md", local=True)
+    done = build(model, tmp_path / "p", None, edit=random_edit(model), exports=("lora",))
+    assert not (done.repositories["lora"] / "LICENSE.md").exists()
 
 
 def test_configs_of_a_local_base_are_searched_for_paths(tmp_path: Path) -> None:
@@ -427,9 +457,10 @@ def test_configs_of_a_local_base_are_searched_for_paths(tmp_path: Path) -> None:
     config.write_text(json.dumps({**read_json(config), "trained_on": "/data/private/images"}))
     public = tiny_model(folder, "sd1")
     build(public, tmp_path / "hub", None, exports=("pipeline",))
-    local = replace(public, label="local:0123456789ab", revision=None)
-    with pytest.raises(PackageError, match=r"vae/config\.json holds an absolute path"):
-        build(local, tmp_path / "local", None, edit=random_edit(local), exports=("pipeline",))
+    for label in ("local:0123456789ab", "tiny-org/tiny-model"):
+        local = replace(public, label=label, revision=None, local=True)
+        with pytest.raises(PackageError, match=r"vae/config\.json holds an absolute path"):
+            build(local, tmp_path / label, None, edit=random_edit(local), exports=("pipeline",))
 
 
 def test_single_file_of_another_prediction_type_is_refused(

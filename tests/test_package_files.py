@@ -243,14 +243,15 @@ def test_dense_deltas_reach_the_folder(bases: dict[str, Path], tmp_path: Path) -
     assert torch.equal(written[name], base[name] + 1)
 
 
-def test_local_path_in_a_copied_config_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("label", ["local:0123456789ab", "tiny-org/tiny-model"])
+def test_local_path_in_a_copied_config_is_replaced(label: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "base", "sd1")
     config = folder / "vae" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": str(folder)}))
-    model = tiny_model(folder, "sd1", label="local:0123456789ab")
+    model = tiny_model(folder, "sd1", label=label, local=True)
     write_pipeline(model, random_edit(model), tmp_path / "d")
     text = (tmp_path / "d" / "vae" / "config.json").read_text()
-    assert json.loads(text)["_name_or_path"] == "local:0123456789ab"
+    assert json.loads(text)["_name_or_path"] == label
 
 
 def test_text_encoder_edit_is_refused_before_anything_is_written(

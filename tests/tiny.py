@@ -264,7 +264,9 @@ class TinyModel:
     prediction_type: str = "epsilon"
     base_sha256: str = ""
     license: str | None = "creativeml-openrail-m"
+    license_name: str | None = None
     license_link: str | None = None
+    local: bool = False
 
 
 def tiny_model(folder: Path, kind: str, **changes: Any) -> TinyModel:

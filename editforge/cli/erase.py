@@ -35,6 +35,9 @@ def erase(
         str | None, typer.Option(help="emoji, a Hub id, a pipeline folder, a .safetensors file.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Hub id that a local model is a copy of; for the card.")
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="Suffix of the weight files: fp16.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16: drawing.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
@@ -93,6 +96,7 @@ def erase(
     named = {
         "id": model,
         "revision": revision,
+        "base": base,
         "variant": variant,
         "dtype": dtype,
         "device": device,
@@ -121,7 +125,7 @@ def erase(
     words |= {"method": method if method != "default" else None, "preset": preset}
     words |= {"model": model, "revision": revision, "variant": variant, "dtype": dtype}
     words |= {"device": device, "target": target, "strength": strength, "export": export}
-    words |= {"seed": seed, "judge": judge}
+    words |= {"seed": seed, "judge": judge, "base": base}
     parts = [f"--{key}={value}" for key, value in words.items() if value is not None]
     parts += [f"--preserve={word}" for word in preserve or ()]
     parts += [f"--set={text}" for text in set_ or ()]

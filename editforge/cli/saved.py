@@ -100,6 +100,9 @@ def push(
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Push although the gate failed.")
     ] = False,
+    replace_card: Annotated[
+        bool, typer.Option("--replace-card", help="Overwrite a card edited on the Hub.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -123,6 +126,7 @@ def push(
         create_pr=create_pr,
         gated=gated,
         allow_failed=allow_failed,
+        replace_card=replace_card,
         dry_run=dry_run,
         confirm=None if yes else lambda question: typer.confirm(question, err=True),
         say=out.say,
@@ -143,20 +147,22 @@ def verify(
     ],
     as_json: Json = False,
 ) -> int:
-    """Compare every file of a package with its recorded hash.
+    """Compare every file of a package with its recorded hash, here or on the Hub.
 
     Examples:
 
       editforge verify runs/violin
     """
-    from editforge.package.verify import verify_folder
-    from editforge.saved import local_folder
-
     out = Output(as_json=as_json)
-    folder = local_folder(place)
-    if (folder / "package").is_dir():
-        folder = folder / "package"
-    problems = verify_folder(folder)
+    if Path(place).exists():
+        from editforge.package.verify import verify_folder
+
+        folder = Path(place)
+        problems = verify_folder(folder / "package" if (folder / "package").is_dir() else folder)
+    else:
+        from editforge.hub.verify import verify_repository
+
+        problems = verify_repository(place, say=out.say)
     for problem in problems:
         out.data(problem)
     out.data(f"{len(problems)} problems" if problems else "every file is what was written")

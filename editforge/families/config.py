@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+import re
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from editforge.errors import RecipeError
+
+EMBEDDED = "editforge/emoji-sd"  # what a package calls the embedded model
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class ModelConfig(BaseModel):
@@ -18,4 +25,42 @@ class ModelConfig(BaseModel):
     family: str | None = Field(None, description="Family name or YAML; null: detected.")
     config: str | None = Field(
         None, description="For a single file: pipeline folder or Hub id with configs and tokenizer."
+    )
+    base: str | None = Field(
+        None, description="Hub id that a local folder or file is a copy of; the card names it."
+    )
+
+    @model_validator(mode="after")
+    def _base_names_a_hub_model(self) -> ModelConfig:
+        if self.base is None:
+            return self
+        if not _is_repository(self.base) or self.base == EMBEDDED:
+            raise RecipeError(
+                "the base is no Hub id",
+                got=f"model.base = {self.base}",
+                allowed="OWNER/NAME, as in stable-diffusion-v1-5/stable-diffusion-v1-5",
+            )
+        if self.id == "emoji":
+            raise base_is_known(self)
+        return self
+
+
+def _is_repository(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return HUB_ID.fullmatch(name) is not None
+
+
+def base_is_known(config: ModelConfig) -> RecipeError:
+    """The refusal of a base for a model that names itself."""
+    return RecipeError(
+        "only a local model can be a copy of another",
+        got=f"model.base = {config.base} for model.id = {config.id}",
+        allowed="a pipeline folder or a .safetensors file that exists, with --base OWNER/NAME",
+        next="leave out --base: the embedded model and a Hub id name themselves",
     )

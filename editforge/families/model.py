@@ -27,12 +27,23 @@ from editforge.files import check_finite, read_header, read_tensors
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a base came from, in words that may be published: never a local path."""
+    """Where a base came from, in words that may be published: never a local path.
+
+    Args:
+        label: a Hub id, or `local:` and a digest.
+        revision: the Hub's commit.
+        license: as the base's own card declares it, never guessed; so are the next two.
+        license_name: of a license that is `other`.
+        license_link: a file beside the base's weights, or a URL.
+        local: the files are the user's own, whatever the label says: their configs are private.
+    """
 
     label: str
     revision: str | None = None
     license: str | None = None
+    license_name: str | None = None
     license_link: str | None = None
+    local: bool = False
 
 
 class TextModel(Protocol):
@@ -86,7 +97,8 @@ class Model:
         self.config = _read_config(folder / "unet" / "config.json")
         self.family = load_family(family) if family else detect(self._index, self.config)
         self.label, self.revision = origin.label, origin.revision
-        self.license, self.license_link = origin.license, origin.license_link
+        self.license, self.license_name = origin.license, origin.license_name
+        self.license_link, self.local = origin.license_link, origin.local
         self.weight_files = weight_files(folder / self.family.denoiser, variant)
         self._tables = {path: read_header(path)[1] for path in self.weight_files}
         shapes = {n: info.shape for table in self._tables.values() for n, info in table.items()}

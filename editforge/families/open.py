@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from editforge.disk import sha256_file, sha256_json
 from editforge.errors import FamilyError, HubError
-from editforge.families.config import ModelConfig
+from editforge.families.config import EMBEDDED, HUB_ID, ModelConfig, base_is_known
 from editforge.families.model import Model, Origin
 from editforge.files import read_header
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 
 
 @contextmanager
-def open_model(config: ModelConfig) -> Iterator[Model]:
+def open_model(
+    config: ModelConfig, say: Callable[[str], None] = lambda line: None
+) -> Iterator[Model]:
     """Open the model named by `config.id` for the length of a `with` block.
+
+    Args:
+        config: which model, and how.
+        say: takes a line for the user.
 
     Raises:
         FamilyError: not a model we can edit; HubError: the Hub did not give it.
+        RecipeError: a base for a model that names itself.
     """
     import torch
 
@@ -44,14 +49,21 @@ def open_model(config: ModelConfig) -> Iterator[Model]:
     if config.id == "emoji":
         from editforge import emoji
 
-        origin = Origin("editforge/emoji-sd", license="other", license_link="ATTRIBUTION.md")
+        origin = Origin(
+            EMBEDDED,
+            license="other",
+            license_name="apache-2.0-and-cc-by-4.0-and-mit",  # of the art, as LICENSE.md has them
+            license_link="LICENSE.md",
+        )
         yield Model(emoji.folder(), origin, **options)
     elif path.is_dir():
-        yield _local(path, options)
+        yield _local(path, config, options, say)
     elif path.suffix in (".safetensors", *_PICKLED):
         with tempfile.TemporaryDirectory(prefix="editforge-") as folder:
-            yield _converted(path, config, Path(folder), options)
-    elif _HUB_ID.fullmatch(config.id):
+            yield _converted(path, config, Path(folder), options, say)
+    elif HUB_ID.fullmatch(config.id):
+        if config.base:
+            raise base_is_known(config)
         yield _downloaded(config, options)
     else:
         raise FamilyError(
@@ -61,16 +73,46 @@ def open_model(config: ModelConfig) -> Iterator[Model]:
         )
 
 
-def _local(folder: Path, options: dict[str, Any]) -> Model:
-    model = Model(folder, Origin("local"), **options)
+def _local(
+    folder: Path, config: ModelConfig, options: dict[str, Any], say: Callable[[str], None]
+) -> Model:
+    if config.base:
+        return Model(folder, _copy_of(config.base, say), **options)
+    model = Model(folder, Origin("local", local=True), **options)
     model.label = f"local:{model.base_sha256[:12]}"
     return model
 
 
+def _copy_of(base: str, say: Callable[[str], None]) -> Origin:
+    """The user's files by the name of the Hub model they are a copy of, with its license facts."""
+    facts = _license_facts(base, None)
+    if facts is None:
+        say(f"the license of {base} could not be read from the Hub: the card will name none")
+    return Origin(base, local=True, **(facts or {}))
+
+
+def _license_facts(repo: str, revision: str | None) -> dict[str, Any] | None:
+    """What a Hub model's own card says of its license; None if the Hub did not say.
+
+    A license is never a reason not to edit: whatever keeps the card from us, its facts stay absent.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The HTTP library's own error, whichever library it is: see hub/calls.py.
+    transport: type[BaseException] = HfHubHTTPError.__bases__[0]
+    try:
+        card = HfApi().model_info(repo, revision=revision, timeout=10).card_data
+    except (transport, OSError, ValueError):
+        return None
+    keys = ("license", "license_name", "license_link")
+    facts = {key: getattr(card, key, None) for key in keys}
+    return {key: value for key, value in facts.items() if isinstance(value, str)}
+
+
 def _downloaded(config: ModelConfig, options: dict[str, Any]) -> Model:
     from diffusers import DiffusionPipeline
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         folder = Path(
@@ -84,20 +126,17 @@ def _downloaded(config: ModelConfig, options: dict[str, Any]) -> Model:
             got=" ".join(str(error).split())[:300],
             next="check the id, the revision, the network, and `hf auth login` for gated models",
         ) from None
-    try:
-        card = model_info(config.id, revision=folder.name).card_data
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
-        card = None
-    origin = Origin(
-        config.id,
-        folder.name,
-        license=getattr(card, "license", None),
-        license_link=getattr(card, "license_link", None),
-    )
-    return Model(folder, origin, **options)
+    facts = _license_facts(config.id, folder.name) or {}
+    return Model(folder, Origin(config.id, folder.name, **facts), **options)
 
 
-def _converted(path: Path, config: ModelConfig, folder: Path, options: dict[str, Any]) -> Model:
+def _converted(
+    path: Path,
+    config: ModelConfig,
+    folder: Path,
+    options: dict[str, Any],
+    say: Callable[[str], None],
+) -> Model:
     """A single file as a pipeline folder; diffusers knows the key maps of the published layouts."""
     import diffusers
 
@@ -121,5 +160,9 @@ def _converted(path: Path, config: ModelConfig, folder: Path, options: dict[str,
             next="offline, name a folder with its configs: --set model.config=FOLDER",
         ) from None
     pipe.save_pretrained(folder)
-    digest = sha256_json([path.stat().st_size, sha256_file(path)])
-    return Model(folder, Origin(f"local:{digest[:12]}"), **{**options, "variant": None})
+    if config.base:
+        origin = _copy_of(config.base, say)
+    else:
+        digest = sha256_json([path.stat().st_size, sha256_file(path)])
+        origin = Origin(f"local:{digest[:12]}", local=True)
+    return Model(folder, origin, **{**options, "variant": None})

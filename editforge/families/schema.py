@@ -68,7 +68,9 @@ class Family(_Data):
     kohya: dict[str, str] | None = Field(
         None, description="Prediction type to ss_base_model_version; null: no kohya file."
     )
-    modelspec: str | None = Field(None, description="ModelSpec architecture without `/lora`.")
+    modelspec: dict[str, str] | None = Field(
+        None, description="Prediction type to ModelSpec architecture, without `/lora`; null: none."
+    )
     predictions: tuple[str, ...] = ("epsilon", "v_prediction")
     tokens: int = 77
     sampler: SamplerDefaults = SamplerDefaults()

@@ -2,22 +2,24 @@
 
 The HTTP library below the client has changed from requests to httpx to httpx2, so nothing of it is
 named here: whatever it is, `HfHubHTTPError` derives from its common error. What the Hub says is cut
-short and cleaned of the token before anybody sees it.
+short and cleaned of the token before anybody sees it. Where it says how long it wants to be left
+alone, that is how long we wait; the client parses the same two headers, but not for every call.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from itertools import count
 from typing import TypeVar
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import parse_ratelimit_headers
 
 from editforge.errors import HubError
 
-ATTEMPTS = 5
+ATTEMPTS = 5  # where the Hub does not say how long to wait
+PATIENCE = 600  # seconds in all that one Line waits because the Hub asked for it
 # The first base is the HTTP library's own error, of which lost connections and timeouts are kinds.
 _TRANSPORT: type[BaseException] = HfHubHTTPError.__bases__[0]
 _AGAIN = "run the same command again: what has arrived is not sent twice"
@@ -41,9 +43,13 @@ class Line:
 
     def __init__(self, say: Callable[[str], None], pause: float) -> None:
         self._say, self._pause = say, pause
+        self._waited = 0.0
 
     def call(self, what: str, action: Callable[[], Result], *, once: bool = False) -> Result:
-        """Run `action`; repeat it on 429, 5xx and lost connections, at most ATTEMPTS times in all.
+        """Run `action`; repeat it on 429, 5xx and lost connections.
+
+        A wait that the Hub asks for is kept to and costs no attempt, up to PATIENCE seconds in all;
+        without one, pauses double, and ATTEMPTS refusals are the end.
 
         Args:
             what: the attempt in words, `create the repository`.
@@ -53,22 +59,30 @@ class Line:
         Raises:
             HubError: the Hub refused, or stayed away. Anything else is a bug and passes unchanged.
         """
-        for attempt in count(1):
+        attempt = 1
+        while True:
             try:
                 return action()
             except Exception as error:
                 failure = _hub_failure(error)
                 if failure is None:
                     raise
-                status = _status(failure)
+                status, asked = _status(failure), _asked_wait(failure)
                 busy = status == 429 or (not once and (status is None or status >= 500))
                 offline = isinstance(failure, OfflineModeIsEnabled)
-                if offline or not busy or attempt == ATTEMPTS:
-                    raise _refusal(what, status, error, failure) from None
-            seconds = self._pause * 2 ** (attempt - 1)
+                out_of_patience = (
+                    attempt == ATTEMPTS if asked is None else self._waited + asked > PATIENCE
+                )
+                if offline or not busy or out_of_patience:
+                    raise _refusal(what, status, error, failure, asked if busy else None) from None
+            if asked is None:
+                seconds = self._pause * 2 ** (attempt - 1)
+                attempt += 1
+            else:
+                seconds = asked
+                self._waited += asked
             self._say(f"{what}: {status or 'connection lost'}, again in {seconds:g} s")
             time.sleep(seconds)
-        raise AssertionError("unreachable")
 
 
 def clean(text: str) -> str:
@@ -92,8 +106,27 @@ def _status(failure: BaseException) -> int | None:
     return None
 
 
+def _asked_wait(failure: BaseException) -> float | None:
+    """Seconds that the Hub asks to be left alone, from `RateLimit` or `Retry-After`; None: unsaid."""
+    if not isinstance(failure, HfHubHTTPError):
+        return None
+    headers = failure.response.headers
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        said = limit.reset_in_seconds
+    elif (text := headers.get("Retry-After", "").strip()).isdecimal():
+        said = int(text)
+    else:
+        return None  # `Retry-After` may be a date, which our clock may not share: pauses double
+    return said + 1.0  # whole seconds, rounded down
+
+
 def _refusal(
-    what: str, status: int | None, error: BaseException, failure: BaseException
+    what: str,
+    status: int | None,
+    error: BaseException,
+    failure: BaseException,
+    asked: float | None,
 ) -> HubError:
     said = getattr(failure, "server_message", None) or (str(error) if status is None else "")
     if status is None:
@@ -101,6 +134,13 @@ def _refusal(
             f"cannot {what}: the Hub is out of reach",
             got=clean(f"{type(failure).__name__}: {said}"),
             next=_AGAIN,
+        )
+    if asked is not None:
+        return HubError(
+            f"cannot {what}: the Hub answered {status} and asks for more time",
+            got=f"wait {asked:g} s",
+            allowed=f"{PATIENCE} s of waiting in all",
+            next=f"wait that long, then {_AGAIN}",
         )
     return HubError(
         f"cannot {what}: the Hub answered {status}",

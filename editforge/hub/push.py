@@ -2,15 +2,17 @@
 
 A push is not atomic, so the order is the safety: create private, upload all but the card, compare
 every remote sha256, upload the card on top of exactly that commit, and only then gate and open.
-Each step asks the Hub what is there already, so a push killed anywhere is finished by the same
-command. The receipt remembers what the Hub cannot tell: which pull request is ours, and whether
-the last step was reached.
+`editforge.json` goes with the card: what it lists stays the last complete push, so a card that a
+person edited is told from one of ours, from any computer. Each step asks the Hub what is there
+already, so a push killed anywhere is finished by the same command. The receipt remembers what the
+Hub cannot tell: which pull request is ours, and whether the last step was reached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from huggingface_hub.utils._validators import validate_repo_id
 from editforge.disk import read_json, write_json
 from editforge.errors import EditforgeError, HubError, PackageError
 from editforge.hub.calls import Line
-from editforge.hub.remote import Remote
+from editforge.hub.remote import Found, Remote
 from editforge.hub.staged import CARD, Staged, staged
+from editforge.package.verify import FACTS
 
 SCHEMA = "editforge.push/1"
 GATES = ("auto", "manual")
+LAST = {CARD, FACTS}
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def push_package(
     create_pr: bool = False,
     gated: str | None = None,
     allow_failed: bool = False,
+    replace_card: bool = False,
     dry_run: bool = False,
     confirm: Callable[[str], bool] | None = None,
     say: Callable[[str], None] = print,
@@ -80,7 +85,7 @@ def push_package(
 
     Guarantee: a repository this call creates stays private until every remote file has been
     compared with the package by sha256, card included. After a failure the same call completes the
-    push; after a success it changes nothing.
+    push; after a success it changes nothing. What a person changed on the Hub is not overwritten.
 
     Args:
         place: a run, a package, or one repository folder of it.
@@ -91,6 +96,7 @@ def push_package(
             before this push.
         gated: ask readers for their details: approve them "auto" or "manual". None leaves it.
         allow_failed: push although the gate failed; the card says so either way.
+        replace_card: overwrite a card that a person edited on the Hub; nothing else of theirs.
         dry_run: only say what would be sent; no request is made.
         confirm: asked once, before the first request.
         say: takes one line for the user.
@@ -121,7 +127,8 @@ def push_package(
     if confirm is not None and not confirm(f"Push {len(local.files)} files to {target}?"):
         raise HubError("not confirmed, nothing was sent", next="answer yes, or pass -y")
     remote = Remote(client or HfApi(), Line(say, pause), repo)
-    return _Push(local, receipt, remote, say).run(public=public, create_pr=create_pr, gated=gated)
+    push = _Push(local, receipt, remote, say, replace_card)
+    return push.run(public=public, create_pr=create_pr, gated=gated)
 
 
 def _check_request(repo: str, gated: str | None) -> None:
@@ -139,9 +146,15 @@ class _Push:
     """One push under way: the steps in their order, each noted when it is done."""
 
     def __init__(
-        self, local: Staged, receipt: Receipt, remote: Remote, say: Callable[[str], None]
+        self,
+        local: Staged,
+        receipt: Receipt,
+        remote: Remote,
+        say: Callable[[str], None],
+        replace_card: bool,
     ) -> None:
         self._local, self._receipt, self._remote, self._say = local, receipt, remote, say
+        self._replaced = {CARD} if replace_card else set()
         self._path = local.receipts / f"{receipt.repo.replace('/', '--')}.json"
 
     def run(self, *, public: bool, create_pr: bool, gated: str | None) -> Receipt:
@@ -154,7 +167,8 @@ class _Push:
                 next="push to another name, or add --public",
             )
         proposal = create_pr or found.visibility == "public"
-        earlier = self._earlier()
+        last = self._last()
+        earlier = last if last is not None and last.files == self._receipt.files else None
         if (
             earlier is not None
             and earlier.step in ("card", "opened")
@@ -164,8 +178,7 @@ class _Push:
         else:
             ours = earlier.pull_request if earlier is not None and proposal else None
             self._receipt = replace(self._receipt, pull_request=ours)
-            self._note("created", visibility=found.visibility, gated=found.gated)
-            self._upload(found.commit, proposal)
+            self._upload(found, proposal, last.files if last is not None else {})
             proposal = self._receipt.pull_request is not None
         changes: dict[str, Any] = {}
         if gated not in (None, found.gated):
@@ -177,16 +190,28 @@ class _Push:
             return self._receipt
         return self._open(changes)
 
-    def _upload(self, head: str, proposal: bool) -> None:
-        """Everything but the card, compared; then the card on that very commit, compared too."""
-        self._remote.refuse_foreign(self._local, self._receipt.pull_request or head)
-        others = sorted(set(self._local.files) - {CARD})
-        self._commit(f"Add {self._local.export}", others, proposal, None)
+    def _upload(self, found: Found, proposal: bool, earlier: Mapping[str, str]) -> None:
+        """Everything but card and record, compared; then those on that very commit, compared too."""
+        head = self._receipt.pull_request or found.commit
+        self._remote.refuse_foreign(self._local, head)
+        refuse_changed = partial(
+            self._remote.refuse_changed,
+            self._local,
+            earlier=earlier,
+            inherited=self._remote.files(found.commit) if proposal else {},
+        )
+        refuse_changed(sorted(set(self._local.files) - self._replaced), head)
+        self._note("created", visibility=found.visibility, gated=found.gated)
+        others = sorted(set(self._local.files) - LAST)
+        self._commit(f"Add {self._local.export}", others, proposal, None if proposal else head)
         self._note("uploaded")
         self._remote.compare(self._local, others, str(self._receipt.commit))
         self._note("verified")
-        self._commit("Add the card", [CARD], proposal, self._receipt.commit)
-        self._remote.compare(self._local, [CARD], str(self._receipt.commit))
+        # The first commit was made on `head` unless there was nothing to send: then the head is
+        # whatever it has become meanwhile.
+        refuse_changed(sorted(LAST - self._replaced), str(self._receipt.commit))
+        self._commit("Add the card", sorted(LAST), proposal, self._receipt.commit)
+        self._remote.compare(self._local, sorted(LAST), str(self._receipt.commit))
         self._note("card")
 
     def _commit(self, title: str, names: list[str], proposal: bool, parent: str | None) -> None:
@@ -211,17 +236,17 @@ class _Push:
         self._note("opened", visibility=found.visibility, gated=found.gated)
         return self._receipt
 
-    def _earlier(self) -> Receipt | None:
-        """The receipt of an earlier push of these very files to this repository, or None."""
+    def _last(self) -> Receipt | None:
+        """The receipt of the last push from here to this repository, or None."""
         try:
             body = read_json(self._path)
             if body.pop("schema") != SCHEMA:
                 return None
-            earlier = Receipt(**body)
+            last = Receipt(**body)
         except (EditforgeError, AttributeError, KeyError, TypeError):
             return None  # it only saves work: without it every step asks the Hub what is there
-        same = earlier.repo == self._receipt.repo and earlier.files == self._receipt.files
-        return earlier if same else None
+        is_ours = last.repo == self._receipt.repo and isinstance(last.files, dict)
+        return last if is_ours else None
 
     def _note(self, step: str, **facts: Any) -> None:
         self._receipt = replace(self._receipt, step=step, **facts)

@@ -7,7 +7,9 @@ again.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,12 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.hf_api import RepoFile
 
-from editforge.disk import sha256_file
-from editforge.errors import HubError
+from editforge.disk import read_json, sha256_file, write_json
+from editforge.errors import HubError, PackageError
 from editforge.files import read_header
 from editforge.hub.calls import Line
-from editforge.hub.staged import Staged
+from editforge.hub.staged import CARD, SCHEMA, Staged
+from editforge.package.verify import FACTS, listed_files
 
 LORA = "pytorch_lora_weights.safetensors"
 ADDED = {".gitattributes"}  # by the Hub, to every repository
@@ -80,6 +83,65 @@ class Remote:
                 next="push to another name, or delete those files on the Hub",
             )
 
+    def refuse_changed(
+        self,
+        local: Staged,
+        names: list[str],
+        revision: str,
+        *,
+        earlier: Mapping[str, str],
+        inherited: Mapping[str, RepoFile],
+    ) -> None:
+        """Refuse to overwrite a file that a person changed: what is there must be ours.
+
+        Ours is what the package holds, what the last push from here sent, and what the remote
+        `editforge.json` lists: every push, from whatever computer, commits it together with the
+        card. It cannot list itself: it is ours if it has the form in which we write it, unless its
+        table is one of ours and the rest is not.
+
+        Args:
+            local: the package.
+            names: the files about to be sent.
+            revision: what they would be committed on.
+            earlier: path to sha256 of the last push from here, {} if there is none.
+            inherited: files that a proposal starts from; proposing over those is what it is for.
+        """
+        tree = self.files(revision)
+        found: dict[str, str] = {}
+        tables = [local.files, earlier]
+        with tempfile.TemporaryDirectory(prefix="editforge-look-") as room:
+            for name in names:
+                entry, start = tree.get(name), inherited.get(name)
+                if entry is None or (start is not None and start.blob_id == entry.blob_id):
+                    continue
+                if entry.lfs is None and entry.blob_id == _blob_id(local.folder / name):
+                    continue
+                found[name] = self.sha256(entry, revision, Path(room))
+            if FACTS in found and found[FACTS] not in {table.get(FACTS) for table in tables}:
+                record = _record(Path(room) / FACTS)
+                if record is not None and record not in [_listed(table) for table in tables]:
+                    tables.append({**record, FACTS: found[FACTS]})
+        changed = sorted(n for n in found if found[n] not in {table.get(n) for table in tables})
+        if changed:
+            raise HubError(
+                f"{self._repo} holds a card that somebody changed on the Hub"
+                if changed == [CARD]
+                else f"{self._repo} holds files that somebody changed on the Hub",
+                got=", ".join(changed[:4]) + (" ..." if len(changed) > 4 else ""),
+                allowed="files of this package, or as an earlier push left them",
+                next="look at it there; then replace it with --replace-card, or propose yours "
+                "with --create-pr"
+                if changed == [CARD]
+                else "propose the package with --create-pr, push to another name, or delete "
+                "those files on the Hub",
+            )
+
+    def sha256(self, entry: RepoFile, revision: str, room: Path) -> str:
+        """What the Hub knows of a file in large storage; the hash of any other, fetched to `room`."""
+        if entry.lfs is not None:
+            return str(entry.lfs.sha256)
+        return sha256_file(self.fetch(entry.path, revision, room))
+
     def commit(
         self,
         local: Staged,
@@ -128,14 +190,13 @@ class Remote:
                 if entry is None:
                     wrong.append(f"{name} is missing")
                     continue
-                digests = {entry.lfs.sha256} if entry.lfs else set()
-                copy = None
-                if not entry.lfs or name == LORA:
-                    copy = self._fetch(name, commit, Path(room))
+                digests = {self.sha256(entry, commit, Path(room))}
+                if name == LORA:
+                    copy = self.fetch(name, commit, Path(room))
                     digests.add(sha256_file(copy))
                 if digests != {local.files[name]}:
                     wrong.append(f"{name} has another sha256")
-                elif copy and name == LORA and _table(copy) != _table(local.folder / name):
+                elif name == LORA and _table(copy) != _table(local.folder / name):
                     wrong.append(f"{name} holds other tensors")
         if wrong:
             raise HubError(
@@ -145,7 +206,9 @@ class Remote:
                 next="run the same command again; if it repeats, delete the file on the Hub first",
             )
 
-    def _fetch(self, name: str, commit: str, room: Path) -> Path:
+    def fetch(self, name: str, commit: str, room: Path) -> Path:
+        """Download one file below `room`."""
+
         def fetch() -> str:
             return self._api.hf_hub_download(self._repo, name, revision=commit, local_dir=room)
 
@@ -154,3 +217,28 @@ class Remote:
 
 def _table(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {name: (info.dtype, info.shape) for name, info in read_header(path)[1].items()}
+
+
+def _blob_id(path: Path) -> str:
+    """What git calls this content; the Hub knows small files by it."""
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _record(path: Path) -> dict[str, str] | None:
+    """The table of files of an `editforge.json` in the form in which we write it, else None."""
+    try:
+        body = read_json(path)
+    except PackageError:
+        return None
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        return None
+    again = path.with_name("again.json")
+    write_json(again, body)
+    if again.read_bytes() != path.read_bytes():
+        return None
+    return listed_files(path)
+
+
+def _listed(table: Mapping[str, str]) -> dict[str, str]:
+    return {name: digest for name, digest in table.items() if name != FACTS}

@@ -54,7 +54,11 @@ class BaseModel(Protocol):
     @property
     def license(self) -> str | None: ...  # noqa: D102
     @property
+    def license_name(self) -> str | None: ...  # noqa: D102
+    @property
     def license_link(self) -> str | None: ...  # noqa: D102
+    @property
+    def local(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -197,13 +201,13 @@ def refuse_other_components(edit: WeightEdit, component: str) -> None:
         )
 
 
-def copy_file(source: Path, target: Path, label: str) -> None:
+def copy_file(source: Path, target: Path, model: BaseModel) -> None:
     """Copy bytes; in a JSON file of a local base a path in `_name_or_path` becomes the label."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix == ".json" and label.startswith("local:"):
+    if source.suffix == ".json" and model.local:
         value: Any = read_json(source)
         keys = ("_name_or_path", "name_or_path") if isinstance(value, dict) else ()
-        local = {key: label for key in keys if _LOCAL.match(str(value.get(key, "")))}
+        local = {key: model.label for key in keys if _LOCAL.match(str(value.get(key, "")))}
         if local:
             text = json.dumps({**value, **local}, indent=2, ensure_ascii=False)
             write_text(target, text + "\n")

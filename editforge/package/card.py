@@ -19,6 +19,7 @@ from editforge.disk import read_json
 from editforge.errors import PackageError
 from editforge.resources import resource_folder
 
+_LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 RATES = {
     "presence_name": ("Drawn when named", "erased", "presence"),
     "presence_alias": ("Drawn when an alias is named", "alias", "alias_presence"),
@@ -85,14 +86,7 @@ def front_matter(
     """The YAML header, in the order people read it. Absent facts are left out, never invented."""
     base, export = facts["base"], facts["export"]
     header: dict[str, Any] = {"language": "en"}
-    if base["license_link"] is not None:
-        header |= {
-            "license": "other",
-            "license_name": slug(_license_name(base)),
-            "license_link": base["license_link"],
-        }
-    elif base["license"] is not None:
-        header["license"] = base["license"]
+    header |= _license(base)
     header |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     if not base["label"].startswith("local:"):
         header["base_model"] = base["label"]
@@ -109,10 +103,18 @@ def front_matter(
     return header
 
 
-def _license_name(base: Mapping[str, Any]) -> str:
-    if base["license"] in (None, "other"):
-        return f"license of {base['label'].rpartition('/')[2]}"
-    return str(base["license"])
+def _license(base: Mapping[str, Any]) -> dict[str, Any]:
+    """What the base's card says, as far as the Hub takes it: name and link of `other` alone."""
+    if base["license"] is None:
+        return {}
+    lines = {"license": base["license"]}
+    if base["license"] == "other":
+        name, link = base["license_name"], base["license_link"]
+        if name is not None and _LICENSE_NAME.fullmatch(name):
+            lines["license_name"] = name
+        if link is not None:
+            lines["license_link"] = link
+    return lines
 
 
 def widgets(
@@ -238,8 +240,3 @@ def plain(text: object) -> str:
 
 def _line(text: object) -> str:
     return " ".join(str(text).split())
-
-
-def slug(text: str) -> str:
-    """Lower case, digits and hyphens."""
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

@@ -52,12 +52,12 @@ def _lora(
 ) -> tuple[Artifact, list[str]]:
     factors = lora_factors(edit, component=model.family.denoiser)
     family, prediction = model.family, model.prediction_type
-    spec = modelspec_header(family, title, edit, lora=True, implementation="diffusers")
+    spec = modelspec_header(model, title, edit, lora=True, implementation="diffusers")
     plain = write_factors(factors, edit, folder, spec)
     notes, kohya = [], None
     if has_kohya(family, prediction):
         path = folder / "kohya" / f"{title}.safetensors"
-        spec = modelspec_header(family, title, edit, lora=True, implementation=ORIGINAL)
+        spec = modelspec_header(model, title, edit, lora=True, implementation=ORIGINAL)
         write_kohya(factors, edit, path, family, prediction, spec)
         kohya = f"kohya/{path.name}"
     elif family.kohya is not None:

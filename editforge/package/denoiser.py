@@ -56,7 +56,7 @@ def write_denoiser(
     weights = Weights.open(source, model.variant)
     check_fits(edit, weights)
     folder.mkdir(parents=True, exist_ok=True)
-    copy_file(source / "config.json", folder / "config.json", model.label)
+    copy_file(source / "config.json", folder / "config.json", model)
     header = provenance_header(edit)
     written = []
     for suffix, stored in weight_plan(weights, precision(dtype)).items():

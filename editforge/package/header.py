@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from editforge.artifacts.weight_edit import WeightEdit
+from editforge.disk import read_json
 from editforge.families.schema import Family
+from editforge.package.base import BaseModel
 
 ORIGINAL = (
     "https://github.com/Stability-AI/generative-models"  # as trainers write it, not a promise
@@ -35,13 +37,13 @@ def provenance_header(edit: WeightEdit) -> dict[str, str]:
 
 
 def modelspec_header(
-    family: Family, title: str, edit: WeightEdit, *, lora: bool, implementation: str
+    model: BaseModel, title: str, edit: WeightEdit, *, lora: bool, implementation: str
 ) -> dict[str, str]:
     """The required ModelSpec fields and the two that ComfyUI's library shows; {} without a name."""
-    if family.modelspec is None:
+    architecture = (model.family.modelspec or {}).get(model.prediction_type)
+    if architecture is None:
         return {}
     concepts = erased_names(edit) or "nothing"
-    size = family.sampler.size
     hint = (
         "Load at weight 1. A lower weight erases less, a negative weight does the opposite."
         if lora
@@ -49,13 +51,23 @@ def modelspec_header(
     )
     return {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": family.modelspec + ("/lora" if lora else ""),
+        "modelspec.architecture": architecture + ("/lora" if lora else ""),
         "modelspec.implementation": implementation,
         "modelspec.title": title,
-        "modelspec.resolution": f"{size}x{size}",
+        "modelspec.resolution": _resolution(model),
         "modelspec.description": f"Steers prompts that name {concepts} to other targets.",
         "modelspec.usage_hint": hint,
     }
+
+
+def _resolution(model: BaseModel) -> str:
+    """Width and height that the model draws unasked, from its own configs, as stock pipelines do."""
+    latent = read_json(model.folder / model.family.denoiser / "config.json").get("sample_size")
+    if not isinstance(latent, int):  # not every config says; then what the family is drawn at
+        return f"{model.family.sampler.size}x{model.family.sampler.size}"
+    blocks = read_json(model.folder / "vae" / "config.json")["block_out_channels"]
+    size = latent * 2 ** (len(blocks) - 1)
+    return f"{size}x{size}"
 
 
 def kohya_header(family: Family, prediction: str, rank: int) -> dict[str, str]:

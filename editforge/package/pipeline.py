@@ -47,7 +47,7 @@ def write_pipeline(
                 got="model_index.json",
                 next="download the whole pipeline",
             )
-    copy_file(model.folder / "model_index.json", folder / "model_index.json", model.label)
+    copy_file(model.folder / "model_index.json", folder / "model_index.json", model)
     for name in components:
         if name != denoiser:
             _copy_component(model, name, folder / name)
@@ -71,7 +71,7 @@ def _copy_component(model: BaseModel, name: str, target: Path) -> None:
         )
     target.mkdir(parents=True, exist_ok=True)
     for path in files:
-        copy_file(path, target / path.name, model.label)
+        copy_file(path, target / path.name, model)
     if weights and model.variant is not None:
         _add_unsuffixed(target, model.variant)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from editforge.disk import write_json, write_text
+from editforge.families.config import EMBEDDED
 from editforge.package.base import BaseModel
 from editforge.package.card import render_card
 from editforge.package.verify import FACTS, hashes
@@ -20,6 +21,7 @@ from editforge.package.verify import FACTS, hashes
 RESULTS = "editforge_results.json"
 PINNED = ("diffusers", "huggingface_hub", "peft", "safetensors", "torch", "transformers")
 _NOTICES = ("LICENSE", "NOTICE", "ATTRIBUTION")
+_LINKED = ("LICENSE", "LICENSE.md")  # the only files that the Hub takes for a license link
 _OWN = ("README.md", "LICENSE-note", FACTS, RESULTS, "images/", "reproduce/")
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
 
@@ -55,13 +57,17 @@ def _copy(source: Path, target: Path) -> None:
 def notices_of(model: BaseModel) -> list[Path]:
     """License and attribution files beside the base's weights, which travel with them.
 
-    The file that a relative license link names may also lie one folder above.
+    Those of the embedded model lie one folder above its pipeline.
     """
-    found = [path for path in model.folder.iterdir() if path.name.upper().startswith(_NOTICES)]
-    link = model.license_link
-    if link and Path(link).name == link and link not in [path.name for path in found]:
-        found.append(model.folder.parent / link)
-    return sorted(path for path in found if path.is_file() and path.stat().st_size < 2**20)
+    folders = [model.folder]
+    if model.label == EMBEDDED:
+        folders.append(model.folder.parent)
+    found = [path for folder in folders for path in folder.iterdir()]
+    return sorted(
+        path
+        for path in found
+        if path.name.upper().startswith(_NOTICES) and path.is_file() and path.stat().st_size < 2**20
+    )
 
 
 def public_words(provenance: Mapping[str, Any]) -> list[str]:
@@ -74,6 +80,8 @@ def public_words(provenance: Mapping[str, Any]) -> list[str]:
 
 def _license_note(base: Mapping[str, Any], notices: Sequence[Path]) -> str:
     said = base["license"] or "none that we could read"
+    if base["license_name"]:
+        said += f" ({base['license_name']})"
     lines = [f"These weights are derived from {base['label']}, whose declared license is: {said}."]
     if base["license_link"]:
         lines.append(f"License text: {base['license_link']}")
@@ -113,7 +121,8 @@ def _reproduce(folder: Path, facts: Mapping[str, Any], results: Mapping[str, Any
 def is_copy(model: BaseModel, carried: Collection[str], name: str) -> bool:
     """True for a file that comes from the base and not from us, by its path in the package.
 
-    Of a local base only vocabularies and weights count: its configs are as private as our own.
+    Of a local base only vocabularies and weights count: its configs are as private as our own,
+    whatever Hub model it is said to be a copy of.
     """
     export, _, rest = name.partition("/")
     if rest in carried:
@@ -123,15 +132,15 @@ def is_copy(model: BaseModel, carried: Collection[str], name: str) -> bool:
         copied = rest == "config.json"
     else:
         copied = export == "pipeline" and not rest.startswith((*_OWN, denoiser))
-    public = not model.label.startswith("local:")
-    return copied and (public or rest.endswith((*_VOCABULARY, ".safetensors")))
+    return copied and (not model.local or rest.endswith((*_VOCABULARY, ".safetensors")))
 
 
 def base_facts(model: BaseModel, carried: Sequence[Path]) -> dict[str, Any]:
     """The base as a package names it; a relative license link becomes one that leads somewhere."""
     link = model.license_link
-    if link and "://" not in link and link not in [path.name for path in carried]:
-        on_hub = "/" in model.label and not model.label.startswith("editforge/")
+    here = link in _LINKED and link in [path.name for path in carried]
+    if link and "://" not in link and not here:
+        on_hub = "/" in model.label and model.label != EMBEDDED
         place = f"https://huggingface.co/{model.label}/blob/{model.revision or 'main'}/{link}"
         link = place if on_hub else None
     return {
@@ -139,6 +148,7 @@ def base_facts(model: BaseModel, carried: Sequence[Path]) -> dict[str, Any]:
         "revision": model.revision,
         "sha256": model.base_sha256,
         "license": model.license,
+        "license_name": model.license_name,
         "license_link": link,
         "prediction_type": model.prediction_type,
         "variant": model.variant,

@@ -58,7 +58,7 @@ def write_single_file(
     suffix = f"-{SUFFIXES[only]}" if only in SUFFIXES else ""
     path = folder / f"{name}{suffix}.safetensors"
     title = f"{name}{suffix}"
-    spec = modelspec_header(model.family, title, edit, lora=False, implementation=ORIGINAL)
+    spec = modelspec_header(model, title, edit, lora=False, implementation=ORIGINAL)
     write_safetensors(path, tensors, {**spec, **provenance_header(edit)})
     _check(path, tensors)
     return path

@@ -65,10 +65,18 @@ def _check_sums(path: Path) -> list[str]:
     return problems + _compare(path, rows, (SUMS,), "")
 
 
-def _check_facts(file: Path, prefix: str) -> list[str]:
-    body: Any = read_json(file)
+def listed_files(facts: Path) -> dict[str, str] | None:
+    """The table of an `editforge.json`, path to sha256; None if it has none."""
+    body: Any = read_json(facts)
     rows = body.get("files") if isinstance(body, dict) else None
     if not isinstance(rows, dict) or not all(isinstance(v, str) for v in rows.values()):
+        return None
+    return rows
+
+
+def _check_facts(file: Path, prefix: str) -> list[str]:
+    rows = listed_files(file)
+    if rows is None:
         return [f"{prefix}{FACTS}: no table of files"]
     return _compare(file.parent, rows, (FACTS, SUMS), prefix)
 
