@@ -30,7 +30,7 @@ from editforge.team import Team, launch_notes
 from editforge.workspace import RERUN, Workspace
 
 # Raised when a stage computes something else from the same inputs: a resumed run then redoes it.
-VERSIONS = {"mine": 1, "target": 1, "edit": 1, "align": 1, "evaluate": 1, "package": 1}
+VERSIONS = {"mine": 1, "target": 1, "edit": 2, "align": 1, "evaluate": 1, "package": 1}
 
 
 @dataclass(frozen=True)
