@@ -66,10 +66,10 @@ def provenance_rows(inputs: EditInputs) -> tuple[dict[str, object], ...]:
     `aliases` are the user's; words that mining found and that were erased too are `mined`. The gate
     draws what the eraser was not given, so the two must stay apart.
     """
-    rows = []
+    rows: list[dict[str, object]] = []
     for concept in inputs.concepts:
         mined = [word for word in erased_names(concept, inputs) if word not in concept.names]
-        row = {
+        row: dict[str, object] = {
             "name": concept.name,
             "aliases": list(concept.aliases),
             "kind": concept.kind,
