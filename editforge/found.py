@@ -8,7 +8,8 @@ only its user can say it.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from editforge.api import load_edit
@@ -37,6 +38,7 @@ class Found:
         edit: the WeightEdit of a run.
         claims: what was erased and kept, on which base.
         base: where the base is; None if only `--model` can say.
+        loading: how the base is loaded, wherever it lies: variant, dtype.
         family: the family's name, if it is known.
         strength: baked in.
     """
@@ -46,6 +48,7 @@ class Found:
     claims: Claims
     edit: WeightEdit | None = None
     base: ModelConfig | None = None
+    loading: Mapping[str, str | None] = field(default_factory=dict)
     family: str | None = None
     strength: float = 1.0
 
@@ -140,7 +143,8 @@ def _repository(folder: Path, place: Path) -> Found:
         facts.export,
         artifact,
         claims,
-        base=facts.model(),
+        base=base_config(facts.base.label, facts.base.revision),
+        loading=facts.loading,
         family=facts.family.name,
         strength=facts.edit.strength,
     )

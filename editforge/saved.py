@@ -67,7 +67,7 @@ def evaluate_saved(
             got=found.claims.base_model or "no name",
             next=f"name it: editforge evaluate {shlex.quote(place)} --model FOLDER",
         )
-    config = (found.base or ModelConfig()).model_copy(update=given)
+    config = (found.base or ModelConfig()).model_copy(update={**found.loading, **given})
     names = ", ".join(concept.name for concept in found.claims.concepts)
     say(f"judging {names} on {config.id}, {found.form or 'the edit of the run'}")
     with open_model(config) as base:

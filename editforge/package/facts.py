@@ -131,11 +131,10 @@ class Facts(_Read):
         """What was erased and kept."""
         return read_claims(self.provenance, FACTS)
 
-    def model(self) -> ModelConfig | None:
-        """The base as its label names it; None where only its owner knows where it lies."""
-        base = base_config(self.base.label, self.base.revision)
-        known = {"variant": self.base.variant, "dtype": self.recipe.model.dtype}
-        return base and base.model_copy(update=known)
+    @property
+    def loading(self) -> dict[str, str | None]:
+        """How the run loaded its base, wherever that lies: variant and dtype."""
+        return {"variant": self.base.variant, "dtype": self.recipe.model.dtype}
 
 
 def read_facts(folder: Path) -> Facts:
