@@ -59,7 +59,7 @@ class ErasedRow(_Read):
     name: Name
     aliases: tuple[Name, ...] = ()
     kind: Kind = "object"
-    target: Text = ""
+    target: Text | None = None
 
     def concept(self) -> Concept:
         """The concept as a recipe has it."""
@@ -83,8 +83,8 @@ class Claims(_Read):
 
     @property
     def targets(self) -> dict[str, str]:
-        """Concept name to what it became."""
-        return {row.name: row.target for row in self.erased}
+        """Concept name to what it became, "" for nothing; none of a concept that does not say it."""
+        return {row.name: row.target for row in self.erased if row.target is not None}
 
 
 class _Base(_Read):
