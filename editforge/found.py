@@ -41,7 +41,6 @@ class Found:
         loading: how the base is loaded, wherever it lies: variant, dtype.
         family: the family's name, if it is known.
         strength: baked in.
-        recipe: the file that made it; None of a stranger's.
     """
 
     form: str | None
@@ -52,7 +51,6 @@ class Found:
     loading: Mapping[str, str | None] = field(default_factory=dict)
     family: str | None = None
     strength: float = 1.0
-    recipe: Path | None = None
 
     def eraser(self, model: Model, named: str) -> WeightEdit | Shipped:
         """For the gate. What does not belong to the base is refused here, before it is drawn.
@@ -103,8 +101,7 @@ def find(place: Path, typed: str, concepts: tuple[str, ...] = (), kind: str = "o
         claims = read_claims(edit.provenance, typed)
         base = base_config(claims.base_model, claims.base_revision)
         base = resolve(str(own)).model if own.is_file() else base
-        recipe = own if own.is_file() else None
-        found = Found(None, place, claims, edit, base, recipe=recipe)
+        found = Found(None, place, claims, edit, base)
     elif folder is not None:
         found = _repository(folder, place)
     else:

@@ -7,15 +7,21 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from editforge.again import fresh_folder, next_command
 from editforge.artifacts.report import Report
-from editforge.errors import HubError, PackageError, RecipeError
+from editforge.artifacts.targets import Targets
+from editforge.errors import EditforgeError, HubError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.found import find
+from editforge.package.facts import repository
 from editforge.recipe import resolve
 from editforge.run import execute, gate
 from editforge.stages import Context
 from editforge.workspace import RERUN
+
+# what a public recipe has in place of a local file, folder or base
+_AWAY = re.compile(r"\b(file|folder|local):[0-9a-f]{12}\b")
 
 
 def evaluate_saved(
@@ -81,6 +87,27 @@ def evaluate_saved(
             found.claims.preserve,
             judge,
         )
+
+
+def remedy_of(place: str, report: Report) -> str | None:
+    """The command that tries what a failed verdict proposes: its recipe, one knob turned, elsewhere.
+
+    None without a recipe, or with one that needs a file which only its author has.
+    """
+    where = local_folder(place)
+    folder = repository(where)
+    own = where / "recipe.yaml"
+    file = own if own.is_file() or folder is None else folder / "reproduce" / "recipe.yaml"
+    if not file.is_file() or (file != own and _AWAY.search(file.read_text(encoding="utf-8"))):
+        return None
+    targets = Targets.load(where / "target") if file == own else None
+    output = fresh_folder(where if file == own else Path("runs") / "again")
+    command = shlex.join(["editforge", "run", str(file)])
+    try:
+        recipe = resolve(str(file))
+    except EditforgeError:  # a stranger's: the verdict stands without it
+        return None
+    return next_command(recipe, report.verdict.remedy, targets, command, str(output))
 
 
 def repackage(

@@ -96,17 +96,20 @@ def test_a_run_and_its_packages_get_the_same_report(home, tmp_path, place):
     assert done.code == (0 if again.passed else 1)
 
 
-def test_the_control_another_strength_is_another_report(home, tmp_path):
+def test_the_control_a_weak_edit_fails_and_its_hint_is_a_command(home, tmp_path):
     told = Report.load(home / "run" / "evaluate")
-    package = tmp_path / "lora"
-    shutil.copytree(home / "run" / "package" / "lora", package)
-    load_edit(home / "run").scaled(0.25).save_lora(package)
+    shutil.copytree(home / "run" / "package" / "lora", tmp_path / "lora")
+    load_edit(home / "run").scaled(0.01).save_lora(tmp_path / "lora")
     done = editforge("evaluate", "lora", "--output", "report", cwd=tmp_path, before=FEW)
-    assert done.code in (0, 1), done.err
+    assert done.code == 1, done.err
     again = Report.load(tmp_path / "report")
     drift = told.metrics["drift"]["name_pixel"].value - again.metrics["drift"]["name_pixel"].value
     assert drift > 0.01
     assert again.prompts == told.prompts
+    hint = done.err.strip().splitlines()[-1].removeprefix("next: ")
+    assert hint.startswith("editforge run lora/reproduce/recipe.yaml --set=")
+    dry = editforge(*shlex.split(hint)[1:], "--dry-run", cwd=tmp_path)
+    assert dry.code == 0, dry.err
 
 
 def test_the_seed_of_the_user_wins(home, tmp_path):

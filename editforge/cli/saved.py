@@ -55,7 +55,7 @@ def evaluate(
       editforge evaluate eraser.safetensors --concept violin --model emoji
     """
     from editforge.package.facts import repository
-    from editforge.saved import evaluate_saved
+    from editforge.saved import evaluate_saved, remedy_of
 
     if tier != "gate":
         raise RecipeError("no such tier", got=tier, allowed="gate")
@@ -81,7 +81,7 @@ def evaluate(
     out.data(report.summary())
     out.json({"verdict": report.verdict.model_dump(mode="json"), "output": output and str(output)})
     if report.passed is False:
-        out.hint(str(report.verdict.next or "editforge erase --help"))
+        out.hint(remedy_of(place, report) or "editforge erase --help")
         return GATE_FAILED
     where = Path(place)
     folder = repository(where) if where.exists() else None
