@@ -65,6 +65,7 @@ def evaluate_saved(
     found = find(local_folder(place), place, tuple(concepts), kind)
     named = {"variant": variant, "family": family, "dtype": dtype, "device": device}
     given: dict[str, str | None] = {key: value for key, value in named.items() if value is not None}
+    given["base"] = None  # the name of a local copy is for cards, and would ask the Hub
     if model is not None:
         given |= {"id": model, "revision": None}
     if found.base is None and model is None:

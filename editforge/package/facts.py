@@ -6,7 +6,6 @@ line, a weight file lies inside the folder, numbers are numbers. Nothing is mend
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -25,11 +24,10 @@ from pydantic import (
 from editforge.artifacts.concepts import Concept, Kind, Name
 from editforge.disk import parse_yaml, read_json
 from editforge.errors import PackageError
-from editforge.families.config import ModelConfig
+from editforge.families.config import EMBEDDED, HUB_ID, ModelConfig
 from editforge.package.verify import FACTS
 
 EXPORTS = ("lora", "unet", "pipeline", "single-file")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def _printable(text: str) -> str:
@@ -174,9 +172,9 @@ def read_claims(provenance: Mapping[str, Any], source: str) -> Claims:
 
 def base_config(label: str, revision: str | None) -> ModelConfig | None:
     """The base that a label names: the embedded model or a Hub id; a local one has no address."""
-    if label == "editforge/emoji-sd":
+    if label == EMBEDDED:
         return ModelConfig(id="emoji")
-    return ModelConfig(id=label, revision=revision) if _HUB_ID.fullmatch(label) else None
+    return ModelConfig(id=label, revision=revision) if HUB_ID.fullmatch(label) else None
 
 
 def repository(place: Path) -> Path | None:
