@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +66,19 @@ def erase(
 def load_edit(path: str | Path) -> WeightEdit:
     """Read an edit: a run folder, a package, a LoRA folder or file, a weight_edit.safetensors.
 
+    A run gives its final edit at the recipe's strength; a package gives the same change, with the
+    strength inside its factors and the whole provenance of its `editforge.json`.
+
     Raises:
-        PackageError: nothing there that holds an edit, or a damaged file.
+        PackageError: nothing there that holds an edit, an unfinished run, or a damaged file.
     """
     from editforge.files import read_header
+    from editforge.package.facts import provenance_beside
     from editforge.package.lora import read_lora
 
     place = Path(path)
+    if (place / "recipe.yaml").is_file():
+        return _of_run(place)
     inside = (
         "align/weight_edit.safetensors",
         "edit/weight_edit.safetensors",
@@ -83,5 +91,22 @@ def load_edit(path: str | Path) -> WeightEdit:
     for file in files:
         if file.is_file():
             metadata, _ = read_header(file)
-            return WeightEdit.load(file) if "editforge.weight_edit" in metadata else read_lora(file)
+            if "editforge.weight_edit" in metadata:
+                return WeightEdit.load(file)
+            edit = read_lora(file)
+            return replace(edit, provenance=provenance_beside(file) or edit.provenance)
     raise PackageError("no edit here", got=place, allowed="a run, a package, or a LoRA file")
+
+
+def _of_run(folder: Path) -> WeightEdit:
+    recipe = resolve(str(folder / "recipe.yaml"))
+    stage = "edit" if recipe.align is None else "align"
+    file = folder / stage / "weight_edit.safetensors"
+    if not file.is_file():
+        own = shlex.quote(str(folder))
+        raise PackageError(
+            f"this run is not finished: its {stage} is not there",
+            got=str(folder),
+            next=f"editforge run {shlex.quote(str(folder / 'recipe.yaml'))} --output {own}",
+        )
+    return WeightEdit.load(file).scaled(recipe.strength)

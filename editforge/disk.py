@@ -58,13 +58,13 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        PackageError: the file is missing or is not JSON.
+        PackageError: the file is missing or is not JSON, or nested over any sane depth.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PackageError(f"no file {path.name}", got=path.parent) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise PackageError(f"{path.name} is not valid JSON", got=str(error)) from None
 
 

@@ -21,16 +21,18 @@ from editforge.artifacts.targets import Targets
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.disk import dump_yaml, sha256_file, sha256_json
 from editforge.errors import RecipeError
+from editforge.evaluate.shipped import Shipped
 from editforge.families.model import Model
 from editforge.families.open import open_model
 from editforge.follow import Follower
+from editforge.package.facts import read_claims
 from editforge.recipe import Recipe
 from editforge.stages import AlignInputs, Context, EditInputs, EditOutput, MineInputs, TargetInputs
 from editforge.team import Team, launch_notes
 from editforge.workspace import RERUN, Workspace
 
 # Raised when a stage computes something else from the same inputs: a resumed run then redoes it.
-VERSIONS = {"mine": 1, "target": 1, "edit": 1, "align": 1, "evaluate": 1, "package": 1}
+VERSIONS = {"mine": 1, "target": 1, "edit": 2, "align": 1, "evaluate": 1, "package": 1}
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ def align(
 def gate(
     model: Model,
     context: Context,
-    final: WeightEdit,
+    final: WeightEdit | Shipped,
     concepts: Sequence[Concept],
     targets: Mapping[str, str],
     preserve: Sequence[str],
     judge: str | None,
 ) -> Report:
-    """Judge an edit with the `gate` tier.
+    """Judge an edit, or an artifact as its user loads it, with the `gate` tier.
 
     A family without lists of its own takes the preserved words as near names.
     """
@@ -301,15 +303,16 @@ class _Plan:
         self._context.say(f"preserved: {', '.join(words[:8]) or 'nothing'}{more}")
 
     def _evaluate(self, final: WeightEdit, targets: Targets, out: Path, context: Context) -> None:
+        """Ask about all that the edit claims: what its package says, `--from` included."""
         assert self._recipe.evaluate is not None
-        becomes = {row.concept: row.target for row in targets.concepts}
+        claims = read_claims(final.provenance, "the edit")
         report = gate(
             self._model,
             context,
             final,
-            self._recipe.concepts,
-            becomes,
-            targets.preserved,
+            claims.concepts,
+            claims.targets,
+            claims.preserve,
             self._recipe.evaluate.judge,
         )
         public = Recipe.model_validate(public_recipe(self._recipe, self._model.label))

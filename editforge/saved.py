@@ -3,67 +3,112 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from editforge.api import load_edit
-from editforge.artifacts.concepts import Concept
+from editforge.again import fresh_folder, next_command
 from editforge.artifacts.report import Report
-from editforge.disk import read_json
-from editforge.errors import HubError, PackageError, RecipeError
+from editforge.artifacts.targets import Targets
+from editforge.errors import EditforgeError, HubError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
+from editforge.found import find
+from editforge.package.facts import repository
 from editforge.recipe import resolve
 from editforge.run import execute, gate
 from editforge.stages import Context
 from editforge.workspace import RERUN
 
+# what a public recipe has in place of a local file, folder or base
+_AWAY = re.compile(r"\b(file|folder|local):[0-9a-f]{12}\b")
+
 
 def evaluate_saved(
     place: str,
     *,
+    concepts: Sequence[str] = (),
+    kind: str = "object",
     model: str | None = None,
+    variant: str | None = None,
+    family: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    seed: int | None = None,
     judge: str | None = "family",
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Run the gate on a run, a package folder or a Hub repository, as its user would load it.
 
+    A run is judged from its own edit. Everything else is loaded by stock diffusers calls; what was
+    erased, kept, with which seed and on which base stands in its `editforge.json`, so a run and its
+    packages are asked the same questions.
+
     Args:
-        place: folder or Hub id.
+        place: a folder, a weight file, or a Hub id.
+        concepts: what a stranger's artifact erases; ours say it themselves.
+        kind: of these concepts.
         model: the base; None takes what the run or the package names.
+        variant: of the base's weight files; None: as recorded.
+        family: name or YAML of the base's family; None: as recorded, or detected.
+        dtype: of drawing; None: as recorded.
+        device: where to draw; None: as recorded, or the best there is.
+        seed: picks the scoring seeds; None: the recorded one.
         judge: family, a CLIP folder, or None: drift only.
         progress: bars on stderr.
         say: takes a line for the user.
 
     Raises:
-        EditforgeError: nothing to judge there, or its base is unknown.
+        EditforgeError: nothing to judge there, a damaged file, or a base that is unknown or another.
     """
-    folder = local_folder(place)
-    recipe = folder / "recipe.yaml"
-    edit = load_edit(folder)
-    strength = 1.0
-    config = ModelConfig(id=model) if model else None
-    if recipe.is_file():
-        known = resolve(str(recipe))
-        config, strength = config or known.model, known.strength
-    facts = dict(edit.provenance) or _facts(folder)
-    if config is None:
-        config = _base(facts)
-    concepts, targets = _erased(facts, place)
-    say(f"judging {', '.join(c.name for c in concepts)} on {config.id}")
+    found = find(local_folder(place), place, tuple(concepts), kind)
+    named = {"variant": variant, "family": family, "dtype": dtype, "device": device}
+    given: dict[str, str | None] = {key: value for key, value in named.items() if value is not None}
+    given["base"] = None  # the name of a local copy is for cards, and would ask the Hub
+    if model is not None:
+        given |= {"id": model, "revision": None}
+    if found.base is None and model is None:
+        raise PackageError(
+            "the edit cannot name its base",
+            got=found.claims.base_model or "no name",
+            next=f"name it: editforge evaluate {shlex.quote(place)} --model FOLDER",
+        )
+    config = (found.base or ModelConfig()).model_copy(update={**found.loading, **given})
+    names = ", ".join(concept.name for concept in found.claims.concepts)
+    say(f"judging {names} on {config.id}, {found.form or 'the edit of the run'}")
     with open_model(config) as base:
-        if facts.get("base_sha256") not in (None, base.base_sha256):
-            raise PackageError(
-                "this edit belongs to another base model",
-                got=f"{config.id} ({base.base_sha256[:12]})",
-                allowed=f"{facts.get('base_model')} ({str(facts['base_sha256'])[:12]})",
-                next="name it: --model",
-            )
-        context = Context(base, int(facts.get("seed", 0)), progress, None, say)
-        kept = list(facts.get("preserve", []))
-        return gate(base, context, edit.scaled(strength), concepts, targets, kept, judge)
+        chosen = found.claims.seed if seed is None else seed
+        return gate(
+            base,
+            Context(base, chosen, progress, None, say),
+            found.eraser(base, config.id),
+            found.claims.concepts,
+            found.claims.targets,
+            found.claims.preserve,
+            judge,
+        )
+
+
+def remedy_of(place: str, report: Report) -> str | None:
+    """The command that tries what a failed verdict proposes: its recipe, one knob turned, elsewhere.
+
+    None without a recipe, or with one that needs a file which only its author has.
+    """
+    where = local_folder(place)
+    folder = repository(where)
+    own = where / "recipe.yaml"
+    file = own if own.is_file() or folder is None else folder / "reproduce" / "recipe.yaml"
+    if not file.is_file() or (file != own and _AWAY.search(file.read_text(encoding="utf-8"))):
+        return None
+    targets = Targets.load(where / "target") if file == own else None
+    output = fresh_folder(where if file == own else Path("runs") / "again")
+    command = shlex.join(["editforge", "run", str(file)])
+    try:
+        recipe = resolve(str(file))
+    except EditforgeError:  # a stranger's: the verdict stands without it
+        return None
+    return next_command(recipe, report.verdict.remedy, targets, command, str(output))
 
 
 def repackage(
@@ -108,41 +153,3 @@ def local_folder(place: str) -> Path:
     except (OSError, ValueError) as error:
         got = " ".join(str(error).split())[:300]
         raise HubError(f"the Hub did not give {place}", got=got, next="check the name") from None
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """The provenance that a package's editforge.json holds."""
-    places = (folder, folder / "lora", folder / "package" / "lora")
-    found = [place / "editforge.json" for place in places if (place / "editforge.json").is_file()]
-    if not found:
-        raise PackageError(
-            "this folder does not say what it erases", got=str(folder), allowed="editforge.json"
-        )
-    body = read_json(found[0])
-    return dict(body.get("provenance", body))
-
-
-def _base(facts: dict[str, Any]) -> ModelConfig:
-    label = str(facts.get("base_model", ""))
-    if label == "editforge/emoji-sd":
-        return ModelConfig(id="emoji")
-    if not label or label.startswith("local:"):
-        raise PackageError("the package cannot name its base", got=label, next="name it: --model")
-    return ModelConfig(id=label, revision=facts.get("base_revision"))
-
-
-def _erased(facts: dict[str, Any], place: str) -> tuple[list[Concept], dict[str, str]]:
-    rows = facts.get("erased", [])
-    try:
-        concepts = [
-            Concept(
-                name=r["name"], aliases=tuple(r.get("aliases", ())), kind=r.get("kind", "object")
-            )
-            for r in rows
-        ]
-        targets = {str(row["name"]): str(row.get("target", "")) for row in rows}
-    except (KeyError, TypeError, ValueError) as error:
-        raise PackageError(f"{place} lists its concepts wrongly", got=str(error)[:200]) from None
-    if not concepts:
-        raise PackageError(f"{place} names no erased concept")
-    return concepts, targets

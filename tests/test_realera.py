@@ -440,6 +440,7 @@ def test_a_list_that_a_person_edited_is_kept_and_obeyed(tmp_path):
     assert again.code == 0, again.err
     assert file.read_bytes() == edited
     edited = load_edit(tmp_path / "run").provenance["erased"]
-    aliases = next(row for row in edited if row["name"] == "spider")["aliases"]
-    assert kept in aliases
-    assert "tarantula" not in aliases
+    row = next(row for row in edited if row["name"] == "spider")
+    assert kept in row["mined"]
+    assert "tarantula" not in row["mined"]
+    assert row["aliases"] == []

@@ -31,7 +31,7 @@ class System:
         target: (d, n), float64.
         erased_owner: the concept of each column.
         preserve: names that must not move.
-        rows: provenance of the erased concepts: {name, aliases, kind, target}.
+        rows: provenance of the erased concepts: {name, aliases, kind, target}, and mined words.
         base_sha256: the base's digest.
         method: the edit that solved it; two methods' columns do not mean the same.
         kin: words that mean what is erased, so that a background must not hold them.
@@ -53,8 +53,12 @@ class System:
 
     @property
     def names(self) -> list[str]:
-        """Every erased name and alias."""
-        return [name for row in self.rows for name in (row["name"], *row["aliases"])]
+        """Every erased name, alias and mined word."""
+        return [
+            name
+            for row in self.rows
+            for name in (row["name"], *row["aliases"], *row.get("mined", ()))
+        ]
 
     def joined(self, earlier: System) -> System:
         """Both systems as one; what is erased in either is preserved in none.

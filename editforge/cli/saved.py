@@ -14,10 +14,28 @@ from editforge.errors import PackageError, RecipeError
 
 
 def evaluate(
-    place: Annotated[str, typer.Argument(metavar="DIR|ID", help="A run, a package, or a Hub id.")],
+    place: Annotated[
+        str, typer.Argument(metavar="DIR|FILE|ID", help="A run, a package, a LoRA, or a Hub id.")
+    ],
     tier: Annotated[str, typer.Option(help="gate.")] = "gate",
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="What it erases, if it does not say so; repeatable."),
+    ] = None,
+    kind: Annotated[
+        str, typer.Option(help="Of --concept: object, style, person or broad.")
+    ] = "object",
     model: Annotated[
         str | None, typer.Option(help="The base, where the package cannot name it.")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Of the base's weight files: fp16.")] = None,
+    family: Annotated[
+        str | None, typer.Option(help="The base's family or its YAML; detected if left out.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16: drawing.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the pictures; the run's if left out.")
     ] = None,
     judge: Annotated[str, typer.Option(help="family, a local CLIP folder, or none.")] = "family",
     output: Annotated[
@@ -26,31 +44,53 @@ def evaluate(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Judge a saved package: base against edited on the same noise.
+    """Judge a saved result as its user loads it: base against edited on the same noise.
 
     Examples:
 
       editforge evaluate runs/violin
 
       editforge evaluate runs/violin/package/lora --output reports/violin
+
+      editforge evaluate eraser.safetensors --concept violin --model emoji
     """
-    from editforge.saved import evaluate_saved
+    from editforge.package.facts import repository
+    from editforge.saved import evaluate_saved, remedy_of
 
     if tier != "gate":
         raise RecipeError("no such tier", got=tier, allowed="gate")
     out = Output(as_json=as_json, quiet=quiet)
     quiet_libraries()
-    chosen = None if judge == "none" else judge
-    report = evaluate_saved(place, model=model, judge=chosen, progress=not quiet, say=out.say)
+    report = evaluate_saved(
+        place,
+        concepts=concept or (),
+        kind=kind,
+        model=model,
+        variant=variant,
+        family=family,
+        dtype=dtype,
+        device=device,
+        seed=seed,
+        judge=None if judge == "none" else judge,
+        progress=not quiet,
+        say=out.say,
+    )
     if output is not None:
         report.save(output)
         out.data(f"report: {output}")
     out.data(report.summary())
     out.json({"verdict": report.verdict.model_dump(mode="json"), "output": output and str(output)})
     if report.passed is False:
-        out.hint(str(report.verdict.next or "editforge erase --help"))
+        out.hint(remedy_of(place, report) or "editforge erase --help")
         return GATE_FAILED
-    out.hint(f"editforge push {shlex.quote(place)} YOUR-NAME/REPO")
+    where = Path(place)
+    folder = repository(where) if where.exists() else None
+    if folder is not None:
+        out.hint(f"editforge push {shlex.quote(str(folder))} YOUR-NAME/REPO")
+    elif (where / "recipe.yaml").is_file():
+        out.hint(f"editforge package {shlex.quote(place)}")
+    elif not where.exists() and not concept:
+        out.hint(f"editforge verify {shlex.quote(place)}")
     return DONE
 
 

@@ -61,16 +61,22 @@ def preserved_names(inputs: EditInputs) -> list[str]:
 
 
 def provenance_rows(inputs: EditInputs) -> tuple[dict[str, object], ...]:
-    """What each concept was, and became: for the card."""
-    return tuple(
-        {
+    """What each concept was, and became: for the card, and for whoever judges it again.
+
+    `aliases` are the user's; words that mining found and that were erased too are `mined`. The gate
+    draws what the eraser was not given, so the two must stay apart.
+    """
+    rows: list[dict[str, object]] = []
+    for concept in inputs.concepts:
+        mined = [word for word in erased_names(concept, inputs) if word not in concept.names]
+        row: dict[str, object] = {
             "name": concept.name,
-            "aliases": erased_names(concept, inputs)[1:],
+            "aliases": list(concept.aliases),
             "kind": concept.kind,
             "target": inputs.targets.of(concept.name).target,
         }
-        for concept in inputs.concepts
-    )
+        rows.append(row | ({"mined": mined} if mined else {}))
+    return tuple(rows)
 
 
 def provenance(system: System, checks: Mapping[str, Any]) -> dict[str, Any]:

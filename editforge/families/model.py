@@ -139,16 +139,20 @@ class Model:
     @cached_property
     def encoder(self) -> TextEncoder:
         """The text side, built without denoiser and decoder, in float32."""
-        absent = dict.fromkeys(set(self._index) & _NOT_TEXT)
+        absent: dict[str, Any] = dict.fromkeys(set(self._index) & _NOT_TEXT)
         return TextEncoder(self._load(absent, torch.float32).to(self.device), self.family)
 
-    def pipeline(self) -> Any:
-        """The whole stock pipeline, loaded anew on each call; safety checker as shipped."""
-        pipe = self._load({}, self.dtype)
+    def pipeline(self, **parts: Any) -> Any:
+        """The whole stock pipeline, loaded anew on each call; safety checker as shipped.
+
+        Args:
+            parts: loaded components to take instead of the folder's own.
+        """
+        pipe = self._load(parts, self.dtype)
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(self.device)
 
-    def _load(self, absent: dict[str, None], dtype: torch.dtype | None) -> Any:
+    def _load(self, parts: dict[str, Any], dtype: torch.dtype | None) -> Any:
         import diffusers
         from safetensors import SafetensorError
 
@@ -160,7 +164,7 @@ class Model:
                 use_safetensors=True,
                 local_files_only=True,
                 dtype=dtype,
-                **absent,
+                **parts,
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise FamilyError(

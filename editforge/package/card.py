@@ -124,7 +124,7 @@ def widgets(
     forbidden = [
         word.casefold()
         for row in facts["provenance"].get("erased", [])
-        for word in (row["name"], *row.get("aliases", []))
+        for word in (row["name"], *row.get("aliases", []), *row.get("mined", []))
         if word
     ]
     found = []

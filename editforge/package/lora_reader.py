@@ -166,7 +166,10 @@ def _adapter(source: str, metadata: Mapping[str, str]) -> dict[str, float]:
 
 
 def _provenance(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What our own header says; a stranger's file has none, a damaged list counts as none."""
+    """What our own header says: no aliases, kind or seed, which only `editforge.json` has.
+
+    A stranger's file has none, a damaged list counts as none.
+    """
     names = {key: metadata.get(f"editforge.{key}") for key in ("method", "recipe_sha256")}
     names |= {key: metadata.get(f"editforge.{key}") for key in ("base_model", "base_revision")}
     result: dict[str, Any] = {key: value for key, value in names.items() if value}
@@ -174,7 +177,7 @@ def _provenance(metadata: Mapping[str, str]) -> dict[str, Any]:
         concepts = json.loads(metadata.get("editforge.concepts", "[]"))
         targets = json.loads(metadata.get("editforge.targets", "[]"))
         result["erased"] = [
-            {"name": str(name), "aliases": [], "kind": "object", "target": str(target)}
+            {"name": str(name), "target": str(target)}
             for name, target in zip(concepts, targets, strict=True)
         ]
     except (json.JSONDecodeError, TypeError, ValueError):

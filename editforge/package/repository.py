@@ -72,9 +72,10 @@ def notices_of(model: BaseModel) -> list[Path]:
 
 def public_words(provenance: Mapping[str, Any]) -> list[str]:
     """Concepts, targets and preserved names: words of the recipe, which may equal a user's name."""
-    rows = provenance.get("erased", [])
-    keys = ("name", "target")
-    words = [word for row in rows for word in (*map(row.get, keys), *row.get("aliases", []))]
+    words = []
+    for row in provenance.get("erased", []):
+        words += [row.get("name"), row.get("target")]
+        words += [*row.get("aliases", []), *row.get("mined", [])]
     return [str(word) for word in [*words, *provenance.get("preserve", [])] if word]
 
 
