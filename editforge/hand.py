@@ -122,9 +122,7 @@ def carried(hand: Hand) -> list[str]:
     return [stage for stage in LISTS if stage in hand or (hand and stage == "target")]
 
 
-def pinned(
-    body: dict[str, Any], hand: Hand, places: Mapping[str, str] = LISTS
-) -> dict[str, Any]:
+def pinned(body: dict[str, Any], hand: Hand, places: Mapping[str, str] = LISTS) -> dict[str, Any]:
     """A recipe's data with the carried lists, read at `places`, instead of what wrote them."""
     stages: dict[str, Any] = {
         stage: {"use": "file", "path": places[stage]} for stage in carried(hand)

@@ -269,7 +269,7 @@ class _Plan:
             lists = {LISTS[stage]: texts[stage] for stage in carried(hand)}
             self._stage(
                 "package",
-                [recipe.package, recipe.strength, self._command, *([lists] if lists else [])],
+                [recipe.package, recipe.strength, self._command, *([sha256_json(lists)] if lists else [])],
                 before,
                 lambda out, context: self._package(final, judged, hand, lists, out),
                 lambda out: None,
@@ -364,9 +364,7 @@ class _Plan:
         )
 
 
-def provenance_of(
-    recipe: Recipe, targets: Targets, context: Context, hand: Hand
-) -> dict[str, Any]:
+def provenance_of(recipe: Recipe, targets: Targets, context: Context, hand: Hand) -> dict[str, Any]:
     """What every edit says about itself: method, base, concepts, lists edited by hand; no path."""
     model = context.model
     public = pinned(public_recipe(recipe, model.label), hand)

@@ -1,4 +1,4 @@
-"""Neighbors from a list that is already there, one that a person edited for example."""
+"""Neighbors from a list that is already there: one that a person edited, say."""
 
 from __future__ import annotations
 

@@ -138,7 +138,9 @@ def _reproduce(
     )
     where = "an empty folder"
     if lists:
-        where = f"a folder with copies of {', '.join(f'`{name}`' for name in ('recipe.yaml', *lists))}"
+        where = (
+            f"a folder with copies of {', '.join(f'`{name}`' for name in ('recipe.yaml', *lists))}"
+        )
     text = f"Install `requirements.txt`, then run this in {where}:\n\n"
     write_text(folder / "README.md", f"# How to repeat this\n\n{text}    {facts['command']}\n")
 

@@ -1,4 +1,4 @@
-"""Targets and the preserve list from a list that is already there, one that a person edited for example."""
+"""Targets and the preserve list from a list that is already there: one that a person edited, say."""
 
 from __future__ import annotations
 
