@@ -4,13 +4,11 @@ A network sums in another order over another layout. A picture that was just dra
 one read back from the disk row by row: a resumed run must not see the difference.
 """
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from editforge import emoji
-from editforge.evaluate.generate import EMOJI_SAMPLER, sample
+from editforge.evaluate.generate import Sampler, sample
 from editforge.evaluate.judges.emoji import EmojiJudge
 from editforge.evaluate.prompts import Prompt
 
@@ -22,7 +20,7 @@ PROMPTS = [
 
 
 def test_pictures_read_back_lie_as_pictures_just_drawn(tmp_path):
-    pipe, sampler = emoji.load_pipeline(), dataclasses.replace(EMOJI_SAMPLER, batch=2, steps=1)
+    pipe, sampler = emoji.load_pipeline(), Sampler(steps=1, guidance=4.0, size=64, batch=2)
     options = {"progress": False, "workdir": tmp_path}
     drawn = sample(pipe, PROMPTS, sampler, **options)
     read = sample(pipe, PROMPTS, sampler, **options)
