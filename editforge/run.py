@@ -269,7 +269,12 @@ class _Plan:
             lists = {LISTS[stage]: texts[stage] for stage in carried(hand)}
             self._stage(
                 "package",
-                [recipe.package, recipe.strength, self._command, *([sha256_json(lists)] if lists else [])],
+                [
+                    recipe.package,
+                    recipe.strength,
+                    self._command,
+                    *([sha256_json(lists)] if lists else []),
+                ],
                 before,
                 lambda out, context: self._package(final, judged, hand, lists, out),
                 lambda out: None,

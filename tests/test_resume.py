@@ -480,7 +480,7 @@ def test_an_edit_of_an_edit_is_told_from_what_was_written(own):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("- {word: piano, reason: near violin}\n", "", "preserve piano: listed -> nothing"),
+        ("- {word: bear, reason: near violin}\n", "", "preserve bear: listed -> nothing"),
         ("preserve:\n", "preserve:\n- {word: drum}\n", "preserve drum: nothing -> listed"),
         ("# Edit and run again", "# I wrote here: edit and run again", None),
     ],
