@@ -68,7 +68,7 @@ def _knobs(recipe: Recipe, remedy: Remedy, targets: Targets | None) -> Iterator[
         if other is not None:
             fixed = {"use": "fixed", "text": other}
             yield [f"--target={other}"], [f"target={json.dumps(fixed, ensure_ascii=False)}"]
-    if remedy.preserve:
+    if remedy.preserve and recipe.target.use != "file":  # such a list names what is preserved
         own = ["auto"] if recipe.preserve == "auto" else list(recipe.preserve)
         words = list(dict.fromkeys([*own, *remedy.preserve]))
         options = [f"--preserve={word}" for word in words]

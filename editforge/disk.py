@@ -24,10 +24,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_text(text: str) -> str:
+    """Hex digest of a text as `write_text` puts it on the disk."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def sha256_json(value: object) -> str:
     """Hex digest of a value's canonical JSON: sorted keys, no white space, no NaN."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
 def write_atomic(path: Path, write: Callable[[Any], None]) -> None:

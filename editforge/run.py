@@ -7,7 +7,7 @@ runs a whole recipe in a folder, skips what is done, redoes what is not, and end
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,23 @@ from editforge.evaluate.shipped import Shipped
 from editforge.families.model import Model
 from editforge.families.open import open_model
 from editforge.follow import Follower
+from editforge.hand import Hand, by_hand, carried, pinned, record, with_own_reasons
 from editforge.package.facts import read_claims
 from editforge.recipe import Recipe
 from editforge.stages import AlignInputs, Context, EditInputs, EditOutput, MineInputs, TargetInputs
 from editforge.team import Team, launch_notes
-from editforge.workspace import RERUN, Workspace
+from editforge.workspace import LISTS, RERUN, Workspace
 
 # Raised when a stage computes something else from the same inputs: a resumed run then redoes it.
-VERSIONS = {"mine": 1, "target": 1, "edit": 2, "align": 1, "evaluate": 1, "package": 1}
+VERSIONS = {"mine": 1, "target": 1, "edit": 2, "align": 1, "evaluate": 2, "package": 2}
 
 
 @dataclass(frozen=True)
 class Result:
     """What a run ended with: its folder, the edit, and the report if anything was measured.
 
-    `leads` is whether this process owns the folder; of several, one does.
+    `leads` is whether this process owns the folder; of several, one does. `hand`: which lists a person
+    edited.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Result:
     targets: Targets
     report: Report | None
     leads: bool = True
+    hand: Hand = field(default_factory=dict)
 
 
 def mine(recipe: Recipe, context: Context) -> Neighbors:
@@ -66,7 +69,13 @@ def choose(recipe: Recipe, neighbors: Neighbors, context: Context) -> Targets:
     return targets
 
 
-def edit(recipe: Recipe, targets: Targets, neighbors: Neighbors, context: Context) -> EditOutput:
+def edit(
+    recipe: Recipe,
+    targets: Targets,
+    neighbors: Neighbors,
+    context: Context,
+    hand: Hand | None = None,
+) -> EditOutput:
     """Compute the closed form at strength 1, with provenance; empty if the recipe has none."""
     if recipe.edit is None:
         output = EditOutput(WeightEdit({}, exact_rank=0))
@@ -76,7 +85,7 @@ def edit(recipe: Recipe, targets: Targets, neighbors: Neighbors, context: Contex
         inputs = EditInputs(recipe.concepts, targets, neighbors, earlier)
         output = _call("edit", recipe.edit, inputs, context)
         output = output if isinstance(output, EditOutput) else EditOutput(output)
-    provenance = {**provenance_of(recipe, targets, context), **output.edit.provenance}
+    provenance = {**provenance_of(recipe, targets, context, hand or {}), **output.edit.provenance}
     return replace(output, edit=replace(output.edit, provenance=provenance))
 
 
@@ -219,15 +228,18 @@ class _Plan:
             lambda out, context: choose(recipe, neighbors, context).save(out),
             Targets.load,
         )
+        written = {stage: self._space.written(stage) for stage in LISTS}
         targets = Targets.load(aimed)
-        self._say_targets(targets)
+        hand = by_hand(recipe, written, {"mine": neighbors, "target": targets})
+        targets = with_own_reasons(targets, written["target"])
+        self._say_targets(targets, hand)
         inputs = {"mine": mined, "target": aimed}
         earlier = _content(recipe.continue_from)
         last = self._stage(
             "edit",
-            [recipe.edit, earlier],
+            [recipe.edit, earlier, *([hand] if hand else [])],
             inputs,
-            lambda out, context: _save_edit(edit(recipe, targets, neighbors, context), out),
+            lambda out, context: _save_edit(edit(recipe, targets, neighbors, context, hand), out),
             _load_edit,
         )
         if recipe.align is not None and until != "edit":
@@ -248,20 +260,29 @@ class _Plan:
                 "evaluate",
                 [recipe.evaluate, recipe.strength],
                 {**inputs, last.name: last},
-                lambda out, context: self._evaluate(final, targets, out, context),
+                lambda out, context: self._evaluate(final, targets, hand, out, context),
                 Report.load,
             )
             report = Report.load(judged)
         if until in (None, "package"):
             before = {"edit": last, **({"evaluate": judged} if judged else {})}
+            public = Neighbors.model_validate(portable(neighbors))
+            texts = {"mine": public.to_yaml(), "target": targets.to_yaml()}
+            lists = {LISTS[stage]: texts[stage] for stage in carried(hand)}
             self._stage(
                 "package",
-                [recipe.package, recipe.strength, self._command],
+                [
+                    recipe.package,
+                    recipe.strength,
+                    self._command,
+                    *([sha256_json(lists)] if lists else []),
+                ],
                 before,
-                lambda out, context: self._package(final, judged, out, context),
+                lambda out, context: self._package(final, judged, hand, lists, out),
                 lambda out: None,
             )
-        return Result(self._space.folder, final, targets, report, self._context.team.leads)
+        leads = self._context.team.leads
+        return Result(self._space.folder, final, targets, report, leads, hand)
 
     def _stage(
         self,
@@ -291,7 +312,9 @@ class _Plan:
     def _mine(self, out: Path, context: Context) -> None:
         mine(self._recipe, context).save(out)
 
-    def _say_targets(self, targets: Targets) -> None:
+    def _say_targets(self, targets: Targets, hand: Hand) -> None:
+        for stage, said in hand.items():
+            self._context.say(f"by hand, {stage}/{LISTS[stage]}: {'; '.join(said)}")
         for row in targets.concepts:
             what = repr(row.target) if row.target else "nothing"
             self._context.say(f"{row.concept!r} becomes {what}: {row.reason}")
@@ -302,7 +325,13 @@ class _Plan:
         more = f" and {len(words) - 8} more" if len(words) > 8 else ""
         self._context.say(f"preserved: {', '.join(words[:8]) or 'nothing'}{more}")
 
-    def _evaluate(self, final: WeightEdit, targets: Targets, out: Path, context: Context) -> None:
+    def _public(self, hand: Hand) -> dict[str, Any]:
+        """The recipe as a package shows it: it gives this result wherever it is run."""
+        return pinned(public_recipe(self._recipe, self._model.label), hand)
+
+    def _evaluate(
+        self, final: WeightEdit, targets: Targets, hand: Hand, out: Path, context: Context
+    ) -> None:
         """Ask about all that the edit claims: what its package says, `--from` included."""
         assert self._recipe.evaluate is not None
         claims = read_claims(final.provenance, "the edit")
@@ -315,30 +344,38 @@ class _Plan:
             claims.preserve,
             self._recipe.evaluate.judge,
         )
-        public = Recipe.model_validate(public_recipe(self._recipe, self._model.label))
+        public = Recipe.model_validate(self._public(hand))
         # Beside the recipe, in the run and in a package: whatever command started this.
         command = next_command(public, report.verdict.remedy, targets, RERUN, "again")
         report.followed_by(command).save(out)
 
-    def _package(self, final: WeightEdit, judged: Path | None, out: Path, context: Context) -> None:
+    def _package(
+        self,
+        final: WeightEdit,
+        judged: Path | None,
+        hand: Hand,
+        lists: Mapping[str, str],
+        out: Path,
+    ) -> None:
         from editforge.package.build import build_package
 
         build_package(
             self._model,
             final,
             evaluation=judged,
-            recipe_text=dump_yaml(public_recipe(self._recipe, self._model.label)),
-            command=self._command,
+            recipe_text=dump_yaml(self._public(hand)),
+            command=RERUN if lists else self._command,
+            lists=lists,
             output=out,
             exports=self._recipe.package.export,
             dtype=self._recipe.package.dtype,
         )
 
 
-def provenance_of(recipe: Recipe, targets: Targets, context: Context) -> dict[str, Any]:
-    """What every edit says about itself: method, base, concepts; no path, no clock."""
+def provenance_of(recipe: Recipe, targets: Targets, context: Context, hand: Hand) -> dict[str, Any]:
+    """What every edit says about itself: method, base, concepts, lists edited by hand; no path."""
     model = context.model
-    public = public_recipe(recipe, model.label)
+    public = pinned(public_recipe(recipe, model.label), hand)
     rows = [
         {**concept.model_dump(mode="json"), "target": targets.of(concept.name).target}
         for concept in recipe.concepts
@@ -356,6 +393,7 @@ def provenance_of(recipe: Recipe, targets: Targets, context: Context) -> dict[st
         "seed": recipe.seed,
         "recipe_sha256": sha256_json(public),
         "editforge_version": __version__,
+        **({"edited_by_hand": record(hand)} if hand else {}),
     }
 
 

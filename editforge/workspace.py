@@ -24,6 +24,7 @@ from editforge.disk import (
     read_yaml,
     sha256_file,
     sha256_json,
+    sha256_text,
     write_json,
     write_text,
 )
@@ -163,7 +164,10 @@ class Workspace:
         if folder.exists():
             folder.rename(self.folder / f".{name}.old")
         (partial / "out").rename(folder)
-        self._manifest["stages"][name] = {"digest": digest, "inputs": contents, "files": files}
+        entry: dict[str, Any] = {"digest": digest, "inputs": contents, "files": files}
+        if name in LISTS:  # to tell later what a person changed in it
+            entry["written"] = (folder / LISTS[name]).read_text(encoding="utf-8")
+        self._manifest["stages"][name] = entry
         self._write_manifest()
         shutil.rmtree(self.folder / f".{name}.old", ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -181,13 +185,18 @@ class Workspace:
             key for key in {*now, *entry["files"]} if now.get(key) != entry["files"].get(key)
         )
         edited = name in LISTS and changed == [LISTS[name]] and LISTS[name] in now
-        if edited:
+        if edited and sha256_text(entry.get("written", "")) == now[LISTS[name]]:
+            self._say(f"{name}: {LISTS[name]} is again what was written; what follows is redone")
+            entry["files"] = now
+            del entry["edited"]
+            self._write_manifest()
+        elif edited:
             check(folder)
             self._say(f"{name}: your {LISTS[name]} is kept; what follows is redone")
             entry |= {"files": now, "edited": True}
             self._write_manifest()
             return None
-        if changed:
+        elif changed:
             return f"{changed[0]} is not what was written"
         if entry["digest"] != digest:
             if entry.get("edited"):
@@ -195,6 +204,11 @@ class Workspace:
                 return None
             return "something it depends on changed"
         return None
+
+    def written(self, name: str) -> str | None:
+        """What a stage wrote into its list, if a person has changed that since; "": not known."""
+        entry = self._manifest["stages"][name]
+        return entry.get("written", "") if entry.get("edited") else None
 
     def _recover(self, name: str) -> None:
         """A kill between two renames leaves the old folder under its hidden name."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import tempfile
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import cpu_offload, disk_offload, dispatch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.errors import EditError, EditforgeError, PackageError
+from editforge.families.live import LiveModel
 from editforge.files import read_header, read_tensors, write_safetensors
-from tests.models import tiny_folder
+from tests.models import family_file, tiny_folder
 from tests.tiny import KINDS, draw, one_thread, random_edit, tiny_model, tiny_pipeline
 
 BIAS = "unet.conv_out.bias"
@@ -228,6 +231,209 @@ def test_a_lora_draws_what_the_dense_edit_draws(kind, tmp_path):
     assert (base - dense).abs().max() > 1e-2
     pipe.unload_lora_weights()
     torch.testing.assert_close(draw(pipe), base, rtol=0, atol=1e-5)
+
+
+# --- pipelines whose weights are not what they show ----------------------------------------------
+
+
+def on_meta(pipe):
+    pipe.enable_sequential_cpu_offload(device="cpu")
+
+
+def denoiser_on_meta(pipe):
+    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+
+
+def on_the_disk(pipe):
+    disk_offload(pipe.unet, tempfile.mkdtemp(), execution_device=torch.device("cpu"))
+
+
+def dispatched(pipe):
+    """Most of the denoiser on its device, the part with the edited maps on the disk."""
+    places = {name: "cpu" for name, _ in pipe.unet.named_children()}
+    places |= {"down_blocks": "disk", "up_blocks": "disk", "mid_block": "disk"}
+    folder = tempfile.mkdtemp()
+    pipe.unet = dispatch_model(
+        pipe.unet, places, main_device="cpu", offload_dir=folder, force_hooks=True
+    )
+
+
+def in_groups(kind):
+    def offload(pipe):
+        cpu = torch.device("cpu")
+        options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+        pipe.unet.enable_group_offload(
+            onload_device=cpu, offload_device=cpu, offload_type=kind, **options
+        )
+
+    return offload
+
+
+def in_groups_on_the_disk(pipe):
+    cpu = torch.device("cpu")
+    pipe.unet.enable_group_offload(
+        onload_device=cpu,
+        offload_device=cpu,
+        offload_type="leaf_level",
+        offload_to_disk_path=tempfile.mkdtemp(),
+    )
+
+
+def in_eight_bits(pipe):
+    pipe.unet.enable_layerwise_casting(
+        storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+    )
+
+
+def in_integers(pipe):
+    """As bitsandbytes keeps them: codes of the same shape, not floating."""
+    for name, module in pipe.unet.named_modules():
+        if name.endswith("attn2.to_k"):
+            codes = (module.weight * 100).round().to(torch.int8)
+            module.weight = torch.nn.Parameter(codes, requires_grad=False)
+
+
+class Codes(torch.Tensor):
+    """As torchao keeps them: a subclass that shows the dtype it computes in."""
+
+
+def in_a_subclass(pipe):
+    for name, module in pipe.unet.named_modules():
+        if name.endswith("attn2.to_k"):
+            codes = module.weight.detach().as_subclass(Codes)
+            module.weight = torch.nn.Parameter(codes, requires_grad=False)
+
+
+def fused(pipe):
+    pipe.fuse_qkv_projections()
+
+
+ELSEWHERE = [
+    (on_meta, "offloaded", "pipe.remove_all_hooks()"),
+    (denoiser_on_meta, "offloaded", "pipe.remove_all_hooks()"),
+    (on_the_disk, "offloaded", "pipe.remove_all_hooks()"),
+    (dispatched, "offloaded", "pipe.remove_all_hooks()"),
+    (in_groups("leaf_level"), "offloaded in groups", "before enable_group_offload()"),
+    (in_groups("block_level"), "offloaded in groups", "before enable_group_offload()"),
+    (in_groups_on_the_disk, "offloaded in groups", "before enable_group_offload()"),
+    (in_eight_bits, "quantized", "without quantization"),
+    (in_integers, "quantized", "without quantization"),
+    (in_a_subclass, "quantized", "without quantization"),
+    (fused, "fused", "pipe.unfuse_qkv_projections()"),
+]
+elsewhere = pytest.mark.parametrize(("put", "what", "next_step"), ELSEWHERE)
+
+
+@elsewhere
+def test_weights_that_are_not_what_counts_are_refused_with_the_way_out(pipe, put, what, next_step):
+    put(pipe)
+    before = dict(pipe.unet.named_parameters())
+    with pytest.raises(EditError) as caught:
+        edit_of().apply(pipe)
+    assert what in str(caught.value)
+    assert next_step in caught.value.next
+    assert all(weight is before[name] for name, weight in pipe.unet.named_parameters())
+
+
+@elsewhere
+def test_erase_reads_no_weights_that_are_not_what_counts(pipe, put, what, next_step):
+    put(pipe)
+    with pytest.raises(EditError, match=what):
+        LiveModel(pipe, family_file("sd1"))
+
+
+@elsewhere
+def test_an_edit_is_not_taken_off_where_that_would_change_nothing(pipe, put, what, next_step):
+    edit = edit_of()
+    edit.apply(pipe)
+    put(pipe)
+    with pytest.raises(EditError, match=what):
+        edit.remove(pipe)
+
+
+@pytest.mark.parametrize("put", [on_meta, denoiser_on_meta, on_the_disk, dispatched])
+def test_the_way_out_of_offloading_works_and_back(pipe, put):
+    edit, base = edit_of(), draw(pipe)
+    with edit.applied(pipe):
+        wanted = draw(pipe)
+    put(pipe)
+    pipe.remove_all_hooks()
+    edit.apply(pipe)
+    put(pipe)
+    if (
+        put is on_meta
+    ):  # a text encoder whose execution device is the CPU cannot run so (accelerate 1.15)
+        pipe.remove_all_hooks()
+    assert torch.equal(draw(pipe), wanted)
+    pipe.remove_all_hooks()
+    edit.remove(pipe)
+    assert torch.equal(draw(pipe), base)
+
+
+def test_the_way_out_of_fused_projections_works_and_back(pipe):
+    edit, base = edit_of(), draw(pipe)
+    with edit.applied(pipe):
+        wanted = draw(pipe)
+    pipe.fuse_qkv_projections()
+    pipe.unfuse_qkv_projections()
+    edit.apply(pipe)
+    pipe.fuse_qkv_projections()
+    torch.testing.assert_close(draw(pipe), wanted, rtol=0, atol=1e-4)
+    pipe.unfuse_qkv_projections()
+    edit.remove(pipe)
+    assert torch.equal(draw(pipe), base)
+
+
+def model_offload(pipe):
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def in_sixteen_bits(pipe):
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+
+
+def compiled(pipe):
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+
+
+def compiled_in_place(pipe):
+    pipe.unet.compile(backend="eager")
+
+
+@pytest.mark.parametrize("put", [model_offload, in_sixteen_bits, compiled, compiled_in_place])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_edit_acts_on_a_pipeline_that_keeps_its_weights(put, when, pipe):
+    """Offloaded as a whole, stored in half, compiled: the edit is on before or after, and comes off."""
+    edit = edit_of()
+    plain = tiny_pipeline("sd1")
+    put(plain)
+    base = draw(plain)
+    if when == "before":
+        edit.apply(pipe)
+    put(pipe)
+    if when == "after":
+        edit.apply(pipe)
+    assert not torch.allclose(draw(pipe), base, atol=1e-2)
+    edit.remove(pipe)
+    assert torch.equal(draw(pipe), base)
+
+
+def test_erase_reads_a_compiled_pipeline(pipe):
+    plain = LiveModel(pipe, family_file("sd1"))
+    compiled(pipe)
+    seen = LiveModel(pipe, family_file("sd1"))
+    assert (seen.paths, seen.digest) == (plain.paths, plain.digest)
+
+
+def test_an_edit_below_a_lora_comes_off(pipe, tmp_path):
+    """The adapter renames the modules; the weights below it are the same ones."""
+    edit, before = edit_of(), bits(pipe)
+    edit.apply(pipe)
+    edit_of(seed=1).save_lora(tmp_path)
+    pipe.load_lora_weights(tmp_path)
+    edit.remove(pipe)
+    pipe.unload_lora_weights()
+    assert same(before, bits(pipe))
 
 
 # --- arithmetic ---------------------------------------------------------------------------------

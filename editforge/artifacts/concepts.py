@@ -41,6 +41,20 @@ def fold(text: str) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
+def name_key(name: str) -> str:
+    """One text for a name in all its spellings: folded, each word in the singular."""
+    return " ".join(singular(part) for part in fold(name).split())
+
+
+def singular(word: str) -> str:
+    """An English word without the ending of its plural, as far as spelling tells."""
+    for ending, replacement in (("ies", "y"), ("ses", "s"), ("xes", "x"), ("ches", "ch")):
+        if word.endswith(ending) and len(word) > len(ending) + 1:
+            return word.removesuffix(ending) + replacement
+    plural = word.endswith("s") and not word.endswith(("ss", "us")) and len(word) > 3
+    return word[:-1] if plural else word
+
+
 def with_article(name: str) -> str:
     """`an eye`, `a violin`; a name that has an article keeps it."""
     first = name.split()[0].casefold()

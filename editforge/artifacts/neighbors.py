@@ -132,8 +132,11 @@ class Neighbors(_Data):
 
     def save(self, folder: Path) -> None:
         """Write `neighbors.yaml`."""
-        body = {"schema": SCHEMA, **self.model_dump(mode="json")}
-        write_text(folder / "neighbors.yaml", _HEADER + dump_yaml(body))
+        write_text(folder / "neighbors.yaml", self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """The list as text, with what a person may do to it."""
+        return _HEADER + dump_yaml({"schema": SCHEMA, **self.model_dump(mode="json")})
 
     @classmethod
     def load(cls, folder: Path) -> Neighbors:

@@ -95,8 +95,11 @@ class Targets(_Data):
 
     def save(self, folder: Path) -> None:
         """Write `targets.yaml`."""
-        body = {"schema": SCHEMA, **self.model_dump(mode="json")}
-        write_text(folder / "targets.yaml", _HEADER + dump_yaml(body))
+        write_text(folder / "targets.yaml", self.to_yaml())
+
+    def to_yaml(self) -> str:
+        """The list as text, with what a person may do to it."""
+        return _HEADER + dump_yaml({"schema": SCHEMA, **self.model_dump(mode="json")})
 
     @classmethod
     def load(cls, folder: Path) -> Targets:

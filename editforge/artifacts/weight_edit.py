@@ -24,6 +24,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from editforge.artifacts.editable import check_acts, uncompiled
 from editforge.errors import EditError, PackageError
 from editforge.files import check_finite, read_header, read_tensors, write_safetensors
 from editforge.linalg import product_norm, truncated
@@ -167,18 +168,23 @@ class WeightEdit:
         """Add this edit to the denoiser of `pipe`, in place. Undo with `remove`.
 
         Raises:
-            EditError: a module is missing or has another shape; nothing is changed then.
+            EditError: a module is missing or has another shape, or the pipeline does not compute with
+                the weights that it shows (`editable.py`); nothing is changed then.
         """
-        parameters = {name: _parameter(pipe, f"{name}.weight") for name in self.factors}
-        parameters |= {name: _parameter(pipe, name) for name in self.dense}
+        paths = {name: f"{name}.weight" for name in self.factors} | {
+            name: name for name in self.dense
+        }
+        parameters = {name: _parameter(pipe, path) for name, path in paths.items()}
         for name, parameter in parameters.items():
             want = self.factors[name].shape if name in self.factors else self.dense[name].shape
             if tuple(parameter.shape) != tuple(want):
                 got = f"{tuple(want)} for a weight of {tuple(parameter.shape)}"
                 raise EditError(f"the edit does not fit {name}", got=got, next="use its own base")
         ledger = _ledger(pipe)
+        ledger.find(pipe)
         for name, parameter in parameters.items():
-            ledger.originals.setdefault(name, (parameter, parameter.detach().clone()))
+            original = _Original(paths[name], parameter, parameter.detach().clone())
+            ledger.originals.setdefault(name, original)
         ledger.edits.append(self)
         ledger.write()
 
@@ -186,11 +192,13 @@ class WeightEdit:
         """Take this edit off again; without any edit left the weights are the original bits.
 
         Raises:
-            EditError: this edit is not applied to `pipe`.
+            EditError: this edit is not applied to `pipe`, or the pipeline has come to compute with other
+                weights than it shows; the edit stays on then.
         """
         ledger = _ledger(pipe)
         for position, edit in enumerate(ledger.edits):
             if edit is self:
+                ledger.find(pipe)
                 del ledger.edits[position]
                 ledger.write()
                 return
@@ -267,16 +275,38 @@ class WeightEdit:
 
 
 @dataclass
+class _Original:
+    """Where a weight is, and its bits without any edit."""
+
+    path: str
+    parameter: nn.Parameter
+    bits: Tensor
+
+
+@dataclass
 class _Ledger:
     """Which edits lie on one denoiser, and the bits below them."""
 
-    originals: dict[str, tuple[nn.Parameter, Tensor]] = field(default_factory=dict)
+    originals: dict[str, _Original] = field(default_factory=dict)
     edits: list[WeightEdit] = field(default_factory=list)
+
+    def find(self, pipe: Any) -> None:
+        """Make sure that what `write` writes to is what the denoiser computes with, or refuse.
+
+        A weight keeps its identity through casts and moves, and below an adapter, where its name
+        changes. Hooks that come and go leave another one under the same name.
+        """
+        there = {id(parameter) for parameter in _denoiser(pipe).parameters()}
+        for known in self.originals.values():
+            if id(known.parameter) in there:
+                check_acts(_denoiser(pipe), known.path.partition(".")[2], known.parameter)
+            else:
+                known.parameter = _parameter(pipe, known.path)
 
     def write(self) -> None:
         with torch.no_grad():
-            for name, (parameter, original) in self.originals.items():
-                parameter.copy_(_stacked(name, original, self.edits))
+            for name, known in self.originals.items():
+                known.parameter.copy_(_stacked(name, known.bits, self.edits))
         if not self.edits:
             self.originals.clear()
 
@@ -295,23 +325,32 @@ def _stacked(name: str, original: Tensor, edits: list[WeightEdit]) -> Tensor:
 _ledgers: WeakKeyDictionary[nn.Module, _Ledger] = WeakKeyDictionary()
 
 
+def _denoiser(pipe: Any) -> nn.Module:
+    for name in ("unet", "transformer"):
+        module: nn.Module | None = uncompiled(getattr(pipe, name, None))
+        if module is not None:
+            return module
+    raise EditError("this object has no denoiser", got=type(pipe).__name__)
+
+
 def _ledger(pipe: Any) -> _Ledger:
-    denoiser = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    if denoiser is None:
-        raise EditError("this object has no denoiser", got=type(pipe).__name__)
-    return _ledgers.setdefault(denoiser, _Ledger())
+    return _ledgers.setdefault(_denoiser(pipe), _Ledger())
 
 
 def _parameter(pipe: Any, name: str) -> nn.Parameter:
     component, _, path = name.partition(".")
     try:
-        return getattr(pipe, component).get_parameter(path)
+        root = uncompiled(getattr(pipe, component))
+        parameter: nn.Parameter = root.get_parameter(path)
     except AttributeError:
         raise EditError(
             f"the pipeline has no parameter {name}",
             got=type(pipe).__name__,
-            next="unload LoRA adapters first (they rename modules), or use the edit's own base",
+            next="unload LoRA adapters first (they rename modules), load the pipeline without "
+            "quantization, or use the edit's own base",
         ) from None
+    check_acts(root, path, parameter)
+    return parameter
 
 
 def _sum(a: LowRank | None, scale_a: float, b: LowRank | None, scale_b: float) -> LowRank:

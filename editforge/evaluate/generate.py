@@ -207,7 +207,8 @@ def _draw(
             got=batch[0][0].text,
             next="lower the strength of the edit, or sample in float32",
         )
-    drawn: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8)
+    # In row order, as a kept batch is read back: a network sums in another order over another layout.
+    drawn: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8, order="C")
     return drawn
 
 

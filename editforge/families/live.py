@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from editforge.artifacts.editable import check_acts, uncompiled
 from editforge.errors import FamilyError
 from editforge.families.encode import TextEncoder
 from editforge.families.model import detect
@@ -22,20 +23,23 @@ class LiveModel:
 
     Raises:
         FamilyError: unknown architecture, or adapters are loaded: the maps would not be the base's.
+        EditError: offloaded, quantized or fused: the maps are not what the pipeline computes with.
     """
 
     def __init__(self, pipe: Any, family: str | None = None) -> None:
-        self._pipe = pipe
+        self._pipe, unet = pipe, uncompiled(pipe.unet)
         index = {"_class_name": type(pipe).__name__}
-        self.family = load_family(family) if family else detect(index, dict(pipe.unet.config))
+        self.family = load_family(family) if family else detect(index, dict(unet.config))
         if getattr(pipe.unet, "peft_config", None):
             raise FamilyError(
                 "this pipeline has LoRA adapters loaded",
                 got=", ".join(pipe.unet.peft_config),
                 next="pipe.unload_lora_weights() first, load them again afterwards",
             )
-        self._weights = {name: weight.data for name, weight in pipe.unet.named_parameters()}
+        self._weights = {name: weight.data for name, weight in unet.named_parameters()}
         found = self.family.select({name: tuple(w.shape) for name, w in self._weights.items()})
+        for path in [path for paths in found.values() for path in paths]:
+            check_acts(unet, f"{path}.weight", self._weights[f"{path}.weight"])
         self.modules = {g: [f"{self.family.denoiser}.{p}" for p in ps] for g, ps in found.items()}
         self.encoder = TextEncoder(pipe, self.family)
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))

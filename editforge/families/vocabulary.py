@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
+from editforge import emoji
+from editforge.artifacts.concepts import name_key
 from editforge.disk import sha256_json
 from editforge.errors import PackageError, RecipeError
 from editforge.families.model import TextModel
@@ -68,13 +70,20 @@ def load_vocabulary(
 
 
 def word_list(model: TextModel, source: str) -> tuple[str, ...]:
-    """The words of `source`, each once, in a fixed order, those that tokenize to something."""
-    if source == "family" and model.family.words == "emoji":
-        from editforge import emoji
+    """The words of `source`, each once, in a fixed order, those that tokenize to something.
 
+    Guarantee: no list of the embedded model's own holds a name of RETAIN-60, in any spelling. Those
+    names score what an eraser has left alone, so it must not have seen them. What the user lists is
+    the user's.
+    """
+    curated = model.family.words == "emoji"
+    if source == "family" and curated:
         return emoji.words()
     if source in ("family", "tokenizer"):
-        return tuple(model.encoder.vocabulary())
+        withheld = (
+            {name_key(name) for name in emoji.manifest().splits["retain60"]} if curated else ()
+        )
+        return tuple(w for w in model.encoder.vocabulary() if name_key(w) not in withheld)
     path = Path(source).expanduser()
     try:
         lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]

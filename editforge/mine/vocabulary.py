@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editforge.artifacts.concepts import Concept, fold, with_article
+from editforge.artifacts.concepts import Concept, fold, name_key, singular, with_article
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.families.metric import text_metric
 from editforge.families.vocabulary import load_vocabulary
@@ -76,7 +76,7 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
     similarity = inner / (norms[:, None] * sizes).clamp(min=1e-30)
     displacement = (norms.square()[:, None] - 2 * inner + sizes**2).clamp(min=0).sqrt() / sizes
     folded = [fold(word) for word in known.words]
-    erased = {_key(name) for concept in inputs.concepts for name in concept.names}
+    erased = {name_key(name) for concept in inputs.concepts for name in concept.names}
     curated = config.words == "family" and context.model.family.words is not None
     found = []
     with context.bar(len(inputs.concepts), "mining") as bar:
@@ -201,28 +201,15 @@ def synonym_ceiling(own: Tensor, metric: Tensor, config: VocabularyConfig) -> fl
 def same_words(word: str, name: str) -> str:
     """Why two names are one by spelling alone, or an empty text."""
     a, b = (fold(text).split() for text in (word, name))
-    if [_singular(part) for part in a] == [_singular(part) for part in b]:
+    if [singular(part) for part in a] == [singular(part) for part in b]:
         return "same word"
-    short, long = sorted(([_singular(p) for p in a], [_singular(p) for p in b]), key=len)
+    short, long = sorted(([singular(p) for p in a], [singular(p) for p in b]), key=len)
     spans = (long[i : i + len(short)] for i in range(len(long) - len(short) + 1))
     return "one contains the other" if short and short in list(spans) else ""
 
 
-def _key(name: str) -> str:
-    """One text for a name in all its spellings: folded, each word in the singular."""
-    return " ".join(_singular(part) for part in fold(name).split())
-
-
 def _spans(name: str) -> set[str]:
     """The keys of a name and of every phrase inside it."""
-    parts = _key(name).split()
+    parts = name_key(name).split()
     count = len(parts)
     return {" ".join(parts[i:j]) for i in range(count) for j in range(i + 1, count + 1)}
-
-
-def _singular(word: str) -> str:
-    for ending, replacement in (("ies", "y"), ("ses", "s"), ("xes", "x"), ("ches", "ch")):
-        if word.endswith(ending) and len(word) > len(ending) + 1:
-            return word.removesuffix(ending) + replacement
-    plural = word.endswith("s") and not word.endswith(("ss", "us")) and len(word) > 3
-    return word[:-1] if plural else word

@@ -26,6 +26,7 @@ from editforge.package.repository import (
     RESULTS,
     base_facts,
     is_copy,
+    listed_words,
     notices_of,
     public_words,
     surround,
@@ -58,6 +59,7 @@ def build_package(
     dtype: str = "base",
     name: str | None = None,
     notices: Sequence[Path] = (),
+    lists: Mapping[str, str] | None = None,
 ) -> Package:
     """Write `output/<export>/...` and `output/SHA256SUMS`; everything is checked before and after.
 
@@ -72,6 +74,7 @@ def build_package(
         dtype: base, float32, float16 or bfloat16; of full checkpoints.
         name: release name; None makes `<family>-<concept>-erased`.
         notices: attribution files that travel with the weights.
+        lists: file name to text of the lists that the recipe reads; they travel in `reproduce/`.
 
     Raises:
         PackageError: unknown export, an edit that does not fit, a leak of local information.
@@ -109,9 +112,9 @@ def build_package(
             "recipe": recipe,
             "command": line,
         }
-        surround(folder, facts, results, evaluation, carried)
+        surround(folder, facts, results, evaluation, carried, lists or {})
         repositories[export] = folder
-    public = [model.label, title, *public_words(provenance)]
+    public = [model.label, title, *public_words(provenance), *listed_words(lists or {})]
     scan(output, public=public, is_copy=partial(is_copy, model, {path.name for path in carried}))
     write_sums(output)
     return Package(output, repositories, title, tuple(notes))

@@ -12,10 +12,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from editforge.disk import write_json, write_text
+from editforge.disk import parse_yaml, write_json, write_text
 from editforge.families.config import EMBEDDED
 from editforge.package.base import BaseModel
 from editforge.package.card import render_card
+from editforge.package.scrub import marks
 from editforge.package.verify import FACTS, hashes
 
 RESULTS = "editforge_results.json"
@@ -32,6 +33,7 @@ def surround(
     results: Mapping[str, Any],
     evaluation: Path | None,
     notices: Sequence[Path],
+    lists: Mapping[str, str],
 ) -> None:
     """Everything in a repository but its weights; the card and then the hashes come last."""
     if evaluation is not None:
@@ -43,7 +45,7 @@ def surround(
         _copy(source, folder / source.name)
     write_text(folder / "LICENSE-note", _license_note(facts["base"], notices))
     write_json(folder / RESULTS, results)
-    _reproduce(folder / "reproduce", facts, results)
+    _reproduce(folder / "reproduce", facts, results, lists)
     write_json(folder / FACTS, facts)
     write_text(folder / "README.md", render_card(folder))
     write_json(folder / FACTS, {**facts, "files": hashes(folder, (FACTS,))})
@@ -79,6 +81,22 @@ def public_words(provenance: Mapping[str, Any]) -> list[str]:
     return [str(word) for word in [*words, *provenance.get("preserve", [])] if word]
 
 
+def listed_words(lists: Mapping[str, str]) -> list[str]:
+    """Words of the lists that travel with a package and happen to be a user's or a host's name.
+
+    No others: every word that is public here is left out where `scan` looks for leaks.
+    """
+    named = [mark.pattern for mark in marks() if mark.name in ("the user name", "the host name")]
+    words: list[str] = []
+    for name, text in lists.items():
+        body = parse_yaml(text, name)
+        rows = [*body["concepts"], *body.get("preserve", [])]
+        for row in body["concepts"]:
+            rows += [*row.get("words", []), *row.get("candidates", [])]
+        words += [row["word"] for row in rows if "word" in row]
+    return [word for word in dict.fromkeys(words) if any(p.fullmatch(word) for p in named)]
+
+
 def _license_note(base: Mapping[str, Any], notices: Sequence[Path]) -> str:
     said = base["license"] or "none that we could read"
     if base["license_name"]:
@@ -94,8 +112,12 @@ def _license_note(base: Mapping[str, Any], notices: Sequence[Path]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _reproduce(folder: Path, facts: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+def _reproduce(
+    folder: Path, facts: Mapping[str, Any], results: Mapping[str, Any], lists: Mapping[str, str]
+) -> None:
     provenance = facts["provenance"]
+    for name, content in lists.items():
+        write_text(folder / name, content)
     write_text(folder / "recipe.yaml", facts["recipe"].rstrip() + "\n")
     pins = [f"{name}=={metadata.version(name).partition('+')[0]}" for name in PINNED]
     version = provenance.get("editforge_version")
@@ -115,7 +137,12 @@ def _reproduce(folder: Path, facts: Mapping[str, Any], results: Mapping[str, Any
             "recipe_sha256": provenance.get("recipe_sha256"),
         },
     )
-    text = "Install `requirements.txt`, then run this in an empty folder:\n\n"
+    where = "an empty folder"
+    if lists:
+        where = (
+            f"a folder with copies of {', '.join(f'`{name}`' for name in ('recipe.yaml', *lists))}"
+        )
+    text = f"Install `requirements.txt`, then run this in {where}:\n\n"
     write_text(folder / "README.md", f"# How to repeat this\n\n{text}    {facts['command']}\n")
 
 

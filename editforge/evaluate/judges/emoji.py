@@ -57,4 +57,5 @@ class EmojiJudge:
 def _batches(images: NDArray[np.uint8]) -> Iterator[torch.Tensor]:
     for start in range(0, len(images), _BATCH):
         batch = torch.from_numpy(images[start : start + _BATCH]).permute(0, 3, 1, 2)
-        yield batch.float() / 127.5 - 1  # (n, 3, 64, 64) in [-1, 1]
+        # One layout for all: another one is summed in another order, and the last bit differs.
+        yield batch.contiguous().float() / 127.5 - 1  # (n, 3, 64, 64) in [-1, 1]

@@ -10,7 +10,6 @@ from editforge.evaluate.prompts.core import (
     Subject,
     images_of,
 )
-from editforge.evaluate.prompts.eraser import EraserInputs, eraser_inputs
 from editforge.evaluate.prompts.gate import gate_prompts
 
 __all__ = [
@@ -18,11 +17,9 @@ __all__ = [
     "SCORING_SEEDS",
     "THRESHOLD_SEEDS",
     "Counts",
-    "EraserInputs",
     "GatePrompts",
     "Prompt",
     "Subject",
-    "eraser_inputs",
     "gate_prompts",
     "images_of",
 ]

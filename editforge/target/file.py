@@ -1,0 +1,48 @@
+"""Targets and the preserve list from a list that is already there: one that a person edited, say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from editforge.artifacts.neighbors import load_list
+from editforge.artifacts.targets import SCHEMA, Targets
+from editforge.errors import RecipeError, did_you_mean
+from editforge.registry import register
+from editforge.stages import Context, StageConfig, TargetInputs
+
+
+class FileConfig(StageConfig):
+    """Options of `target: file`."""
+
+    path: str = Field("targets.yaml", description="A list as `target` writes it.")
+
+
+@register("target", "file")
+def file(inputs: TargetInputs, config: FileConfig, context: Context) -> Targets:
+    """Take the list as it is; why each target was chosen is then "yours".
+
+    Raises:
+        RecipeError: no such file or list; a concept without a target, a target without a concept; a
+            target the text encoder cannot read; a preserve list beside the one of the file.
+    """
+    if inputs.preserve is not None:
+        raise RecipeError(
+            "two preserve lists", got=", ".join(inputs.preserve), next=f"add them to {config.path}"
+        )
+    found = load_list(Targets, Path(config.path).expanduser(), SCHEMA)
+    names = [concept.name for concept in inputs.concepts]
+    for row in found.concepts:
+        if row.concept not in names:
+            raise RecipeError(
+                "the list names a concept that is not erased",
+                got=f"{row.concept!r} in {config.path}",
+                allowed=did_you_mean(row.concept, names),
+                next="take its row out, or erase it too",
+            )
+    rows = [found.of(name) for name in names]
+    for text in [row.target for row in rows if row.target] + found.preserved:
+        context.model.encoder.check(text)
+    yours = tuple(row.model_copy(update={"reason": "yours", "candidates": ()}) for row in rows)
+    return found.model_copy(update={"concepts": yours})
