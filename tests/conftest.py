@@ -1,8 +1,8 @@
 """The suite sees no Hub but the loopback one, whatever the caller's shell says.
 
 The Hub client reads its environment once, when it is imported, so this stands here and not in a
-fixture: a caller's HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT or HF_HOME must neither break a test nor be used
-by one. The home folder is an empty one, so that no login and no cached model of the caller is seen;
+fixture: a caller's HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT or HF_HOME must neither break a test nor be
+used by one. The home folder is an empty one, so that no login and no cached model of the caller is seen;
 the endpoint is one where nobody answers, so that a test which would need the network fails.
 """
 
