@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from editforge.api import load_edit
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.report import Report
 from editforge.disk import read_json
-from editforge.errors import HubError, PackageError, RecipeError
+from editforge.errors import PackageError, RecipeError
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
+from editforge.places import hub_failure, is_hub_id
 from editforge.recipe import resolve
 from editforge.run import execute, gate
 from editforge.stages import Context
@@ -97,17 +97,16 @@ def local_folder(place: str) -> Path:
     Raises:
         PackageError: neither. HubError: the Hub did not give it.
     """
-    if Path(place).exists():
-        return Path(place)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", place):
+    if Path(place).expanduser().exists():
+        return Path(place).expanduser()
+    if not is_hub_id(place):
         raise PackageError("no such folder", got=place, allowed="a run, a package, or OWNER/NAME")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(place, ignore_patterns=["*.bin", "*.ckpt", "*.pt", "*.py"]))
     except (OSError, ValueError) as error:
-        got = " ".join(str(error).split())[:300]
-        raise HubError(f"the Hub did not give {place}", got=got, next="check the name") from None
+        raise hub_failure(place, error) from None
 
 
 def _facts(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import os
 import sys
 import tempfile
 
+import pytest
+
 OF_THE_HUB = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_", "DIFFUSERS_")
 
 if "huggingface_hub" in sys.modules:
@@ -22,3 +24,24 @@ _home = tempfile.TemporaryDirectory(prefix="editforge-hub-home-")
 os.environ["HF_HOME"] = _home.name
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    """The Hub of this process is a server on the loopback, with an empty cache."""
+    from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import close_session
+
+    from tests.hub_server import TOKEN, serving
+
+    with serving() as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        cache = tmp_path_factory.mktemp("hub-cache")
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # see hub_server
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+    close_session()

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from editforge.disk import sha256_file, sha256_json
-from editforge.errors import FamilyError, HubError
-from editforge.families.config import EMBEDDED, HUB_ID, ModelConfig, base_is_known
+from editforge.errors import FamilyError
+from editforge.families.config import EMBEDDED, ModelConfig, base_is_known
 from editforge.families.model import Model, Origin
 from editforge.files import read_header
+from editforge.places import hub_failure, is_hub_id
 
 _PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 
@@ -61,7 +62,7 @@ def open_model(
     elif path.suffix in (".safetensors", *_PICKLED):
         with tempfile.TemporaryDirectory(prefix="editforge-") as folder:
             yield _converted(path, config, Path(folder), options, say)
-    elif HUB_ID.fullmatch(config.id):
+    elif is_hub_id(config.id):
         if config.base:
             raise base_is_known(config)
         yield _downloaded(config, options)
@@ -121,11 +122,7 @@ def _downloaded(config: ModelConfig, options: dict[str, Any]) -> Model:
             )
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise HubError(
-            f"the Hub did not give {config.id}",
-            got=" ".join(str(error).split())[:300],
-            next="check the id, the revision, the network, and `hf auth login` for gated models",
-        ) from None
+        raise hub_failure(config.id, error) from None
     facts = _license_facts(config.id, folder.name) or {}
     return Model(folder, Origin(config.id, folder.name, **facts), **options)
 
