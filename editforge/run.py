@@ -277,6 +277,9 @@ class _Plan:
             "seed": self._recipe.seed,
             "concepts": [concept.model_dump(mode="json") for concept in self._recipe.concepts],
         }
+        code = {use: registry.get(name, use).code for use in self._uses(name)}
+        if foreign := {use: digest for use, digest in code.items() if digest}:
+            facts["code"] = foreign
         return self._space.stage(
             name,
             portable(config),
@@ -285,6 +288,13 @@ class _Plan:
             lambda out, work: make(out, replace(context, work=work)),
             check,
         )
+
+    def _uses(self, stage: str) -> list[str]:
+        """The implementations that a stage of this recipe calls."""
+        if stage not in registry.STAGES:
+            return []
+        own = getattr(self._recipe, stage)
+        return [config.use for config in (own if stage == "mine" else [own]) or () if config]
 
     def _mine(self, out: Path, context: Context) -> None:
         mine(self._recipe, context).save(out)
