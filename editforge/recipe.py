@@ -286,6 +286,10 @@ def _readable(error: ValidationError, body: dict[str, Any]) -> EditforgeError:
     if isinstance(inner, EditforgeError):
         return inner
     place = _place(fault, body)
+    for other in faults:  # of a union, the member that came closest
+        deeper = _place(other, body)
+        if len(deeper) > len(place) and deeper[: len(place)] == place:
+            fault, place = other, deeper
     where = ".".join(map(str, place))
     if fault["type"] == "extra_forbidden":
         allowed = did_you_mean(str(place[-1]), _keys_at(body, place[:-1]))
