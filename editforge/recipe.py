@@ -318,8 +318,6 @@ def _place(fault: Any, body: dict[str, Any]) -> tuple[Any, ...]:
         if mapped or (isinstance(node, (list, tuple)) and isinstance(part, int)):
             node = node[part] if mapped or part < len(node) else None
             found.append(part)
-        elif not isinstance(part, int) and node is not fault["input"]:
-            found.append(part)
     if fault["type"] in ("missing", "extra_forbidden") and found[-1:] != list(fault["loc"][-1:]):
         found.append(fault["loc"][-1])
     return tuple(found)
