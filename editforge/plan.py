@@ -24,6 +24,7 @@ from editforge.families.open import describe
 from editforge.families.outline import Outline
 from editforge.families.vocabulary import words_of
 from editforge.recipe import Recipe
+from editforge.target.fixed import FixedConfig
 from editforge.workspace import writable
 
 
@@ -111,9 +112,9 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     if recipe.align is not None:
         stages.append(("align", f"training, {recipe.align.use}", float("nan")))
     if recipe.evaluate is not None:
-        stages.append(
-            ("evaluate", f"{pictures} pictures on {model.device}", pictures * one / speed)
-        )
+        most = "" if isinstance(recipe.target, FixedConfig) else "at most "
+        what = f"{most}{pictures} pictures on {model.device}"
+        stages.append(("evaluate", what, pictures * one / speed))
     stages.append(("package", ", ".join(recipe.package.export), written / 5e8))
     below = folder
     while not below.exists():
@@ -162,17 +163,21 @@ def _written(recipe: Recipe, model: Outline, lora: int) -> int:
 
 
 def _pictures(recipe: Recipe, model: Outline) -> int:
-    """Images that the gate draws, from its own prompts; what is mined or chosen has a placeholder."""
+    """Images that the gate draws, from its own prompts; what is chosen later has a placeholder.
+
+    A chosen target that is a near or far name is not drawn as one, so with it they may be fewer.
+    """
     if recipe.evaluate is None:
         return 0
     family, judge = model.family, recipe.evaluate.judge
+    aim = recipe.target.of if isinstance(recipe.target, FixedConfig) else lambda name: ""
     kept = [""] * 8 if recipe.preserve == "auto" else recipe.preserve
     prompts = partial(
         gate_prompts,
         recipe.concepts,
         family.name,
         near=None if family.judge else [word or f"near {at}" for at, word in enumerate(kept)][:8],
-        targets={concept.name: "" for concept in recipe.concepts},
+        targets={concept.name: aim(concept.name) for concept in recipe.concepts},
         seed=recipe.seed,
     )
     whole = prompts()
