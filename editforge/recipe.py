@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -33,6 +33,7 @@ from editforge.stages import StageConfig
 
 # Text, whatever it looks like: a commit may be 12e4567.
 _TEXT = ("method", "preset", "model", "concepts", "preserve", "continue_from")
+_NO_STAGE = "a stage is a mapping"
 _NUMBER_AS_TEXT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -40,15 +41,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _stage(stage: str) -> BeforeValidator:
+def _stage(stage: str, *, needed: bool = False) -> BeforeValidator:
     """Validate `{use: NAME, ...}` with the config class that NAME registered."""
 
     def validate(value: Any) -> Any:
-        if value is None or isinstance(value, StageConfig):
+        if (value is None and not needed) or isinstance(value, StageConfig):
             return value
         if not isinstance(value, Mapping) or not isinstance(value.get("use"), str):
             known = ", ".join(registry.names(stage))
-            raise ValueError(f"a stage is a mapping with `use`, one of {known}")
+            raise ValueError(f"{_NO_STAGE} with `use`, one of {known}")
         config: type[StageConfig] = registry.get(stage, value["use"]).config
         return config.model_validate(dict(value))
 
@@ -99,7 +100,7 @@ class Recipe(_Section):
         description="A run or solve.safetensors of an earlier edit, solved jointly with this one.",
     )
     mine: Annotated[tuple[Mine, ...] | None, BeforeValidator(_listed)] = None
-    target: Annotated[SerializeAsAny[StageConfig], _stage("target")]
+    target: Annotated[SerializeAsAny[StageConfig], _stage("target", needed=True)]
     edit: Annotated[SerializeAsAny[StageConfig] | None, _stage("edit")]
     align: Annotated[SerializeAsAny[StageConfig] | None, _stage("align")] = None
     evaluate: EvaluateConfig | None = EvaluateConfig()
@@ -227,6 +228,8 @@ def _set(body: dict[str, Any], text: str) -> dict[str, Any]:
         raise RecipeError("--set takes key=value", got=text, next="--set edit.ridge=1e-3")
     parsed = _numbers(parse_yaml(value, "--set"))
     path = key.split(".")
+    if key in ("method", "preset"):  # it chose the layers below, which are merged by now
+        raise RecipeError(f"--set comes too late for the {key}", got=text, next=f"--{key} {value}")
     node = body = dict(body)
     if len(path) > 2 and isinstance(body.get(path[0]), list):  # mine.perturbation.num_neighbors=8
         entries = [dict(entry) for entry in body[path[0]]]
@@ -276,38 +279,81 @@ def _validate(body: dict[str, Any]) -> Recipe:
 
 
 def _readable(error: ValidationError, body: dict[str, Any]) -> EditforgeError:
-    fault = error.errors()[0]
+    """The first fault in our four parts; a next step only where one helps."""
+    faults = error.errors()
+    fault = faults[0]
     inner = fault.get("ctx", {}).get("error")
     if isinstance(inner, EditforgeError):
         return inner
-    where = ".".join(str(part) for part in fault["loc"]) or "the recipe"
+    place = _place(fault, body)
+    for other in faults:  # of a union, the member that came closest
+        deeper = _place(other, body)
+        if len(deeper) > len(place) and deeper[: len(place)] == place:
+            fault, place = other, deeper
+    where = ".".join(map(str, place))
     if fault["type"] == "extra_forbidden":
-        known = _keys_at(body, fault["loc"][:-1])
-        return RecipeError(
-            f"unknown key {where}", allowed=did_you_mean(str(fault["loc"][-1]), known)
-        )
-    if fault["type"] == "missing" and fault["loc"] == ("concepts",):
-        return RecipeError("no concept to erase", next="editforge erase violin")
-    message = fault["msg"].removeprefix("Value error, ")
-    got = None if fault["loc"] == () else repr(fault.get("input"))[:120]
-    return RecipeError(f"{where}: {message}", got=got, next="editforge list stages")
+        allowed = did_you_mean(str(place[-1]), _keys_at(body, place[:-1]))
+        return RecipeError(f"unknown key {where}", allowed=allowed)
+    if place == ("concepts",) and fault["type"] in ("missing", "too_short"):
+        got = "concepts: []" if fault["type"] == "too_short" else None
+        return RecipeError("no concept to erase", got=got, next="editforge erase violin")
+    if fault["type"] == "missing":
+        return RecipeError(f"{where} is missing", got=repr(fault["input"])[:120])
+    got = repr(fault["input"])[:120] if place else None
+    said = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        step = "editforge list stages" if said.startswith(_NO_STAGE) else None
+        return RecipeError(f"{where}: {said}" if place else said, got=got, next=step)
+    same = [other for other in faults if _place(other, body) == place]  # one each of a union
+    allowed = " or ".join(dict.fromkeys(_allowed(other, body, place) for other in same))
+    return RecipeError(f"{where} cannot be this", got=got, allowed=allowed)
+
+
+def _place(fault: Any, body: dict[str, Any]) -> tuple[Any, ...]:
+    """Where in the user's recipe a fault is; pydantic also names the members of a union."""
+    node: Any = body
+    found: list[Any] = []
+    for part in fault["loc"]:
+        mapped = isinstance(node, Mapping) and part in node
+        if mapped or (isinstance(node, (list, tuple)) and isinstance(part, int)):
+            node = node[part] if mapped or part < len(node) else None
+            found.append(part)
+    if fault["type"] in ("missing", "extra_forbidden") and found[-1:] != list(fault["loc"][-1:]):
+        found.append(fault["loc"][-1])
+    return tuple(found)
+
+
+def _allowed(fault: Any, body: dict[str, Any], place: Sequence[Any]) -> str:
+    """What a place takes, in the words of pydantic's message."""
+    said = str(fault["msg"]).removeprefix("Input should be ")
+    if fault["type"] in ("model_type", "model_attributes_type"):
+        return f"a mapping of {', '.join(_keys_at(body, place))}"
+    if fault["type"] == "tuple_type":
+        return "a list"
+    if fault["type"] == "too_short":
+        return f"at least {fault['ctx']['min_length']}"
+    return said.partition(", unable to parse")[0]
 
 
 def _keys_at(body: Any, place: Sequence[Any]) -> list[str]:
     """The keys the schema knows at a place of the recipe."""
-    if not place:
-        return list(Recipe.model_fields)
-    top = str(place[0])
-    node = body.get(top)
-    if top in registry.STAGES:
-        if isinstance(node, list):
-            node = node[place[1]] if len(place) > 1 and isinstance(place[1], int) else node[0]
-        cls: Any = registry.get(top, node["use"]).config
-    else:
-        cls = {
-            "model": ModelConfig,
-            "evaluate": EvaluateConfig,
-            "package": PackageConfig,
-            "concepts": Concept,
-        }.get(top)
+    cls: Any = Recipe
+    for at, part in enumerate(place):
+        if isinstance(part, int) or cls is None:
+            continue
+        if at == 0 and part in registry.STAGES:
+            node = body[part]
+            if isinstance(node, (list, tuple)):
+                node = node[place[1] if len(place) > 1 else 0]
+            cls = registry.get(part, node["use"]).config
+        else:
+            field = cls.model_fields.get(part)
+            cls = field and _model_in(field.annotation)
     return list(cls.model_fields) if cls else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The first model class that an annotation names: of `tuple[Concept, ...]` it is Concept."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

@@ -8,16 +8,20 @@ are read from the source; `list` imports no torch. Third parties add one entry p
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import re
+import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+from editforge.disk import sha256_file, sha256_json
 from editforge.errors import EditforgeError, RecipeError, did_you_mean
 
 GROUP = "editforge.stages"
@@ -33,6 +37,17 @@ class Implementation:
     paper: str | None
     config: type
     function: Callable[..., Any]
+
+    @property
+    def code(self) -> str | None:
+        """Digest of a stranger's source files: its results are redone when one changes.
+
+        All files of the outermost package (or of the one module) that registers it, whatever they are
+        imported for; what it imports from other packages is not seen. None for our own, whose
+        results have a version in `run.VERSIONS`.
+        """
+        top = self.function.__module__.partition(".")[0]
+        return None if top == __name__.partition(".")[0] else _source_digest(self.function)
 
 
 _loaded: dict[tuple[str, str], Implementation] = {}
@@ -92,6 +107,25 @@ def register(
 
 def _place(function: Callable[..., Any]) -> tuple[str, str]:
     return function.__module__, function.__qualname__
+
+
+def _source_digest(function: Callable[..., Any]) -> str:
+    parts = function.__module__.split(".")
+    names = [".".join(parts[: at + 1]) for at in range(len(parts))]
+    # A namespace package has no file of its own: others may have put their modules below it.
+    files = [
+        Path(file) for file in (getattr(sys.modules[n], "__file__", None) for n in names) if file
+    ]
+    if not files:  # typed into an interpreter
+        return hashlib.sha256(function.__code__.co_code).hexdigest()
+    root = files[0]
+    if root.stem == "__init__":
+        suffixes = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
+        found = [path for path in root.parent.rglob("*") if path.name.endswith(suffixes)]
+        rows = {path.relative_to(root.parent).as_posix(): sha256_file(path) for path in found}
+    else:
+        rows = {root.name: sha256_file(root)}
+    return sha256_json(rows)
 
 
 def get(stage: str, name: str) -> Implementation:

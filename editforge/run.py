@@ -19,8 +19,8 @@ from editforge.artifacts.report import Report
 from editforge.artifacts.system import System
 from editforge.artifacts.targets import Targets
 from editforge.artifacts.weight_edit import WeightEdit
+from editforge.check import check, check_model
 from editforge.disk import dump_yaml, sha256_file, sha256_json
-from editforge.errors import RecipeError
 from editforge.evaluate.shipped import Shipped
 from editforge.families.model import Model
 from editforge.families.open import open_model
@@ -166,7 +166,7 @@ def execute(
     Raises:
         EditforgeError: bad input, a refused edit, a folder of another recipe. Finished stages stay.
     """
-    _check_earlier(recipe.continue_from)
+    check(recipe)
     team = Team.join(recipe.model.device)
     if not team.leads:
         progress, say = False, _mute
@@ -180,6 +180,7 @@ def execute(
         else Follower(folder, text, team) as space,
         open_model(recipe.model, say) as model,
     ):
+        check_model(recipe, model)
         context = Context(model, recipe.seed, progress, None, say, folder / "log", team)
         plan = _Plan(recipe, space, model, context, command)
         return plan.run(until)
@@ -187,20 +188,6 @@ def execute(
 
 def _mute(line: str) -> None:
     """Process 0 has said it."""
-
-
-def _check_earlier(path: str | None) -> None:
-    """Refuse a `--from` that holds no solve before anything is mined."""
-    if path is None:
-        return
-    place = Path(path).expanduser()
-    if not place.is_file() and not (place / "edit" / "solve.safetensors").is_file():
-        raise RecipeError(
-            "no earlier edit to continue from",
-            got=path,
-            allowed="a run folder with edit/solve.safetensors, or that file",
-            next="name a finished run of this model: --from runs/OTHER",
-        )
 
 
 class _Plan:
@@ -300,6 +287,9 @@ class _Plan:
             "seed": self._recipe.seed,
             "concepts": [concept.model_dump(mode="json") for concept in self._recipe.concepts],
         }
+        code = {use: registry.get(name, use).code for use in self._uses(name)}
+        if foreign := {use: digest for use, digest in code.items() if digest}:
+            facts["code"] = foreign
         return self._space.stage(
             name,
             portable(config),
@@ -308,6 +298,13 @@ class _Plan:
             lambda out, work: make(out, replace(context, work=work)),
             check,
         )
+
+    def _uses(self, stage: str) -> list[str]:
+        """The implementations that a stage of this recipe calls."""
+        if stage not in registry.STAGES:
+            return []
+        own = getattr(self._recipe, stage)
+        return [config.use for config in (own if stage == "mine" else [own]) or () if config]
 
     def _mine(self, out: Path, context: Context) -> None:
         mine(self._recipe, context).save(out)

@@ -10,11 +10,12 @@ from pathlib import Path
 from editforge.again import fresh_folder, next_command
 from editforge.artifacts.report import Report
 from editforge.artifacts.targets import Targets
-from editforge.errors import EditforgeError, HubError, PackageError, RecipeError
+from editforge.errors import EditforgeError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.found import find
 from editforge.package.facts import repository
+from editforge.places import hub_failure, is_hub_id
 from editforge.recipe import resolve
 from editforge.run import execute, gate
 from editforge.stages import Context
@@ -142,14 +143,13 @@ def local_folder(place: str) -> Path:
     Raises:
         PackageError: neither. HubError: the Hub did not give it.
     """
-    if Path(place).exists():
-        return Path(place)
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", place):
+    if Path(place).expanduser().exists():
+        return Path(place).expanduser()
+    if not is_hub_id(place):
         raise PackageError("no such folder", got=place, allowed="a run, a package, or OWNER/NAME")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(place, ignore_patterns=["*.bin", "*.ckpt", "*.pt", "*.py"]))
     except (OSError, ValueError) as error:
-        got = " ".join(str(error).split())[:300]
-        raise HubError(f"the Hub did not give {place}", got=got, next="check the name") from None
+        raise hub_failure(place, error) from None

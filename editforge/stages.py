@@ -22,7 +22,7 @@ from editforge.team import Team
 
 if TYPE_CHECKING:
     from editforge.artifacts.system import System
-    from editforge.families.model import TextModel
+    from editforge.families.model import Described, TextModel
 
 
 AUTO = "auto"  # in a preserve list: and what lies nearest
@@ -34,6 +34,31 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     use: str = ""
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """Refuse what these options can never do, before a model is opened; small files are read.
+
+        Raises:
+            EditforgeError: a file that is not there, or options that contradict the concepts.
+        """
+
+    def check_model(self, model: Described) -> None:
+        """Refuse what these options cannot do with this model, before a weight is read."""
+
+    def rank_of(self, names: int, templates: int, window: int, neighbors: int) -> int | None:
+        """Of an edit or align: the rank that it adds at most, for `--dry-run`; None: it cannot say.
+
+        Args:
+            names: erased names, aliases and mined words included.
+            templates: prompts that a name is put into.
+            window: positions of a prompt.
+            neighbors: points that are mined around each erased state.
+        """
+        return None
+
+    def mines(self) -> tuple[int, int]:
+        """Of a miner: words erased with each concept, points around each of its states, at most."""
+        return 0, 0
 
 
 @dataclass(frozen=True)

@@ -185,11 +185,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, name: str, revision: str | None = None) -> None:
         if repo := self.find(name):
-            oid = self.tree_at(repo, revision or "main")[0]
+            oid, files = self.tree_at(repo, revision or "main")
             facts = {"id": name, "sha": oid, "private": repo.private, "gated": repo.gated}
+            sizes = "blobs" in self.query
+            rows = [
+                {"rfilename": path, **({"size": len(data)} if sizes else {})}
+                for path, data in files.items()
+            ]
             card = repo.commits[oid].get("README.md", b"").decode().split("---\n")
             data = yaml.safe_load(card[1]) if len(card) > 1 else None
-            self.reply(200, {**facts, "tags": [], "siblings": [], "cardData": data})
+            self.reply(200, {**facts, "tags": [], "siblings": rows, "cardData": data})
 
     def settings(self, name: str) -> None:
         if repo := self.find(name):
@@ -299,6 +304,9 @@ class Handler(BaseHTTPRequestHandler):
     def resolve(self, name: str, revision: str, path: str) -> None:
         if repo := self.find(name):
             oid, files = self.tree_at(repo, revision)
+            if path not in files:
+                self.reply(404, {"error": "Not found"}, {"X-Error-Code": "EntryNotFound"})
+                return
             etag = f'"{oid_of(path, files[path])}"'
             data = self.hub.served.get(path, files[path])
             self.hub.fetched.append(path)

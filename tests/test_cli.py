@@ -180,6 +180,56 @@ def test_bad_arguments_exit_2_with_one_message(line, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("line", "kind", "what", "step"),
+    [
+        ("erase", "RecipeError", "no concept", "editforge erase violin"),
+        ("erase violin --method uec", "RecipeError", "no method 'uec'", "editforge list methods"),
+        ("erase violin --model ./no", "FamilyError", "no such model", ""),
+        ("erase violin --no-such-option", "NoSuchOption", "--no-such-option", "editforge erase --help"),
+        ("erase violin --seed x", "BadParameter", "--seed", "editforge erase --help"),
+        ("verify", "MissingParameter", "DIR|REPO", "editforge verify --help"),
+        ("nonsense", "UsageError", "No such command", "editforge --help"),
+        ("inspect nowhere", "PackageError", "no such file", ""),
+    ],
+)  # fmt: skip
+def test_json_of_a_refusal_is_one_object_with_the_four_parts(line, kind, what, step, tmp_path):
+    done = editforge(*line.split(), "--json", cwd=tmp_path)
+    assert done.code == 2
+    assert len(done.out.splitlines()) == 1
+    assert (set(done.json), done.json["exit"]) == ({"error", "exit"}, 2)
+    error = done.json["error"]
+    assert set(error) == {"type", "what", "got", "allowed", "next"}
+    assert error["type"] == kind
+    assert what in error["what"]
+    assert step in (error["next"] or "")
+    assert editforge(*line.split(), cwd=tmp_path).err == done.err  # a person reads the same
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "kind"),
+    [
+        ("ZeroDivisionError('ours')", 70, "ZeroDivisionError"),
+        ("KeyboardInterrupt", 130, "KeyboardInterrupt"),
+        ("OSError(28, 'No space left on device')", 2, "OSError"),
+        ("OSError(5, 'Input/output error')", 70, "OSError"),
+    ],
+)
+def test_json_of_a_bug_an_interruption_and_a_full_disk_is_one_object(raised, code, kind, tmp_path):
+    before = f"""
+import editforge.run
+def broken(*_, **__):
+    raise {raised}
+editforge.run.execute = broken
+"""
+    done = editforge("erase", "violin", "--json", cwd=tmp_path, before=before)
+    assert done.code == code
+    assert (done.json["exit"], done.json["error"]["type"]) == (code, kind)
+    assert len(done.out.splitlines()) == 1
+    plain = editforge("erase", "violin", cwd=tmp_path, before=before)
+    assert (plain.code, plain.out) == (code, "")
+
+
 def test_debug_shows_the_traceback_of_a_refusal(tmp_path):
     done = editforge("--debug", "erase", "violin", "--method", "uec", cwd=tmp_path)
     assert done.code == 2

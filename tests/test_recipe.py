@@ -315,3 +315,41 @@ def test_recipes_in_the_checkout_are_the_ones_listed():
     assert {path.stem for path in Path(resource_folder("pipelines")).glob("*.yaml")} == set(
         methods()
     )
+
+
+# --- what a refusal says ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sets", "what", "allowed", "step"),
+    [
+        (["edit=3"], "edit: a stage is a mapping", "", "editforge list stages"),
+        (["target=null"], "target: a stage is a mapping", "", "editforge list stages"),
+        (["align.use=ese"], "align has no 'ese'", "did you mean esd", "editforge list stages"),
+        (["strength=big"], "strength cannot be this", "a valid number", None),
+        (["seed=-1"], "seed cannot be this", "greater than or equal to 0", None),
+        (["preserve=3"], "preserve cannot be this", "'auto' or a list", None),
+        (["preserve=[violin]"], "'violin' is both erased and preserved", "", None),
+        (["concepts=[{name: a, kind: b}]"], "concepts.0.kind", "'style', 'person' or 'broad'", None),
+        (["concepts=[{name: ' a'}]"], "concepts.0.name: no leading", "", None),
+        (["concepts=[]"], "no concept to erase", "", "editforge erase violin"),
+        (["model=emoji"], "model cannot be this", "a mapping of id, revision", None),
+        (["package.export=[]"], "package.export cannot be this", "at least 1", None),
+        (["package.export=[zip]"], "package.export.0 cannot be this", "'single-file'", None),
+        (["mine.k_closest=-4"], "mine.k_closest cannot be this", "equal to 1", None),
+        (["edit.limits.residul=[1]"], "unknown key edit.limits.residul", "did you mean residual", None),
+        (["edit.limits.residual=[1]"], "edit.limits.residual.1 is missing", "", None),
+        (["edit.use=ridge", "edit.preserve_weight=x"], "edit.preserve_weight cannot be this",
+         "a valid number or 'inverse_count'", None),
+        (["method=uce"], "--set comes too late for the method", "", "--method uce"),
+        (["preset=paper"], "--set comes too late for the preset", "", "--preset paper"),
+    ],
+)  # fmt: skip
+def test_a_refused_value_names_its_place_what_is_allowed_and_no_step_that_does_not_help(
+    sets, what, allowed, step
+):
+    with pytest.raises(EditforgeError) as caught:
+        resolve("default", VIOLIN, sets)
+    assert what in caught.value.what
+    assert allowed in str(caught.value.allowed or "")
+    assert caught.value.next == step

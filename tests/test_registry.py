@@ -5,10 +5,10 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from importlib.metadata import version
 
 import pytest
+import torch
 
 from editforge import registry
 from editforge.artifacts.weight_edit import WeightEdit
@@ -47,6 +47,15 @@ def shrink(inputs: EditInputs, config: ShrinkConfig, context: Context) -> Weight
 '''
 
 
+PLUGIN_RECIPE = """
+concepts: [{name: violin}]
+mine: null
+target: {use: fixed, text: ""}
+edit: {use: shrink, share: 0.25}
+evaluate: null
+"""
+
+
 def install(site, name, points, modules):
     """A separate distribution as an installer leaves it: modules, metadata, entry points."""
     for path, text in modules.items():
@@ -60,7 +69,8 @@ def install(site, name, points, modules):
 
 
 def command(*args, cwd, site):
-    return fresh("-m", "editforge.cli.main", *args, cwd=cwd, PYTHONPATH=str(site))
+    paths = os.pathsep.join([str(site), str(ROOT)])  # this checkout, wherever another is installed
+    return fresh("-m", "editforge.cli.main", *args, cwd=cwd, PYTHONPATH=paths)
 
 
 # --- what ships ---------------------------------------------------------------------------------
@@ -194,14 +204,7 @@ def test_a_plugin_is_listed_with_its_package(site, tmp_path):
 
 
 def test_a_plugin_runs_from_a_recipe_to_a_package(site, tmp_path):
-    recipe = """
-    concepts: [{name: violin}]
-    mine: null
-    target: {use: fixed, text: ""}
-    edit: {use: shrink, share: 0.25}
-    evaluate: null
-    """
-    (tmp_path / "mine.yaml").write_text(textwrap.dedent(recipe))
+    (tmp_path / "mine.yaml").write_text(PLUGIN_RECIPE)
     done = command("run", "mine.yaml", "--output", "run", "--json", cwd=tmp_path, site=site)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rank"] == 1
@@ -214,6 +217,44 @@ def test_a_plugin_runs_from_a_recipe_to_a_package(site, tmp_path):
                     cwd=tmp_path, site=site)  # fmt: skip
     assert wrong.returncode == 2
     assert "did you mean share" in wrong.stderr
+
+
+@pytest.mark.parametrize("changed", ["shrinker/method.py", "shrinker/helper.py"])
+def test_a_changed_plugin_is_redone_and_an_unchanged_one_is_not(changed, tmp_path):
+    site, body = tmp_path / "site", PLUGIN.replace("-config.share", "-SIGN * config.share")
+    modules = {
+        "shrinker/__init__.py": "",
+        "shrinker/helper.py": "SIGN = 1\n",
+        "shrinker/method.py": body.replace(
+            "from pydantic", "from shrinker.helper import SIGN\nfrom pydantic", 1
+        ),
+    }
+    install(site, "shrinker", {"edit.shrink": "shrinker.method"}, modules)
+    (tmp_path / "mine.yaml").write_text(PLUGIN_RECIPE)
+
+    def run():
+        done = command("run", "mine.yaml", "--output", "run", cwd=tmp_path, site=site)
+        assert done.returncode == 0, done.stderr
+        edit = WeightEdit.load(tmp_path / "run/edit/weight_edit.safetensors")
+        return done.stderr, next(iter(edit.factors.values())).B
+
+    first = run()[1]
+    said, again = run()
+    assert "redone" not in said
+    assert torch.equal(first, again)
+    path = site / changed
+    text = path.read_text()
+    doubled = text.replace("SIGN = 1", "SIGN = 2").replace("(-SIGN", "(-2 * SIGN")
+    assert doubled != text
+    path.write_text(doubled)
+    said, changed_edit = run()
+    assert "edit: redone" in said
+    assert "target: redone" not in said
+    assert torch.allclose(changed_edit, 2 * first)
+
+
+def test_our_own_implementations_have_a_version_and_no_digest():
+    assert registry.get("edit", "ridge").code is None
 
 
 @pytest.mark.parametrize(

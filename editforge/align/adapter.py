@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from editforge.align.options import matching
 from editforge.artifacts.weight_edit import LowRank
-from editforge.errors import RecipeError, did_you_mean
 from editforge.mine.shell import keyed
 
 
@@ -32,19 +32,7 @@ def linear_paths(denoiser: nn.Module, endings: Sequence[str]) -> list[str]:
         RecipeError: an ending that no Linear has; the near ones are named.
     """
     known = [path for path, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
-    found: set[str] = set()
-    for ending in endings:
-        hits = [path for path in known if path == ending or path.endswith(f".{ending}")]
-        if not hits:
-            # three parts tell attn2.to_out.0 from ff.net.0.proj and stay readable
-            ends = {".".join(path.split(".")[-k:]) for path in known for k in (2, 3)}
-            raise RecipeError(
-                f"align.modules: no linear map ends in {ending!r}",
-                allowed=did_you_mean(ending, sorted(ends)[:40]),
-                next="--set align.modules=[attn2.to_k,attn2.to_v]",
-            )
-        found |= set(hits)
-    return sorted(found)
+    return matching(known, endings)
 
 
 class Adapter(nn.Module):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from editforge.artifacts.concepts import Concept
+from editforge.errors import RecipeError, did_you_mean
 from editforge.stages import StageConfig
+
+if TYPE_CHECKING:
+    from editforge.families.model import Described
 
 
 class LoraOptions(StageConfig):
@@ -61,9 +67,59 @@ class LoraOptions(StageConfig):
         None, description="tensorboard: losses and grids into the run's log; needs the extra."
     )
 
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """A tracker that is asked for must be installed."""
+        check_tracker(self.tracker)
+
+    def check_model(self, model: Described) -> None:
+        """Endings that some linear map of the denoiser has."""
+        known = [n.removesuffix(".weight") for n, shape in model.shapes.items() if len(shape) == 2]
+        matching(known, self.modules)
+
+    def rank_of(self, names: int, templates: int, window: int, neighbors: int) -> int:
+        """That of its LoRA, on top of the edit."""
+        return self.rank
+
     @model_validator(mode="after")
     def _range_is_one(self) -> LoraOptions:
         low, high = self.time_range
         if not 0 <= low < high <= 1:
             raise ValueError("time_range is not two rising shares between 0 and 1")
         return self
+
+
+def check_tracker(name: str | None) -> None:
+    """Refuse a tracker whose library is not installed.
+
+    Raises:
+        RecipeError: with what to install.
+    """
+    from accelerate.utils import is_tensorboard_available
+
+    if name is not None and not is_tensorboard_available():
+        raise RecipeError(
+            "TensorBoard is not installed",
+            got=f"align.tracker={name}",
+            next="pip install 'editforge[tensorboard]', or --set align.tracker=null",
+        )
+
+
+def matching(known: Sequence[str], endings: Sequence[str]) -> list[str]:
+    """Paths of linear maps that end in one of `endings` (`attn2.to_k`), in name order.
+
+    Raises:
+        RecipeError: an ending that no map has; the near ones are named.
+    """
+    found: set[str] = set()
+    for ending in endings:
+        hits = [path for path in known if path == ending or path.endswith(f".{ending}")]
+        if not hits:
+            # three parts tell attn2.to_out.0 from ff.net.0.proj and stay readable
+            ends = {".".join(path.split(".")[-k:]) for path in known for k in (2, 3)}
+            raise RecipeError(
+                f"align.modules: no linear map ends in {ending!r}",
+                allowed=did_you_mean(ending, sorted(ends)[:40]),
+                next="--set align.modules=[attn2.to_k,attn2.to_v]",
+            )
+        found |= set(hits)
+    return sorted(found)

@@ -12,9 +12,8 @@ from PIL import Image
 
 from editforge.align.adapter import Adapter
 from editforge.align.denoiser import Denoiser
-from editforge.align.options import LoraOptions
+from editforge.align.options import LoraOptions, check_tracker
 from editforge.align.prompts import Prompts
-from editforge.errors import RecipeError
 from editforge.evaluate.generate import Sampler, sample
 from editforge.evaluate.prompts import Prompt
 from editforge.stages import Context
@@ -89,14 +88,8 @@ def _tracker(name: str | None, folder: Path | None) -> Any:
     if name is None:
         return None
     from accelerate.tracking import TensorBoardTracker
-    from accelerate.utils import is_tensorboard_available
 
-    if not is_tensorboard_available():
-        raise RecipeError(
-            "TensorBoard is not installed",
-            got="align.tracker=tensorboard",
-            next="pip install 'editforge[tensorboard]', or --set align.tracker=null",
-        )
+    check_tracker(name)
     if folder is None:
         return None
     from accelerate import PartialState

@@ -11,7 +11,7 @@ import typer
 from editforge import __version__
 from editforge.cli.erase import erase, run
 from editforge.cli.listing import doctor, list_
-from editforge.cli.output import BAD_INPUT, INTERRUPTED, guarded
+from editforge.cli.output import BAD_INPUT, INTERRUPTED, Output, guarded
 from editforge.cli.saved import evaluate, inspect, package, push, verify
 from editforge.errors import EditforgeError
 
@@ -48,6 +48,9 @@ def _options(
 
 def main() -> None:
     """Entry point: run the command, exit with its code."""
+    # Read here, not from the verb: a command line that does not parse has no verb to ask.
+    options = sys.argv[1 : sys.argv.index("--")] if "--" in sys.argv else sys.argv[1:]
+    as_json = "--json" in options
 
     def call() -> int:
         try:
@@ -65,12 +68,16 @@ def main() -> None:
             if show is None:
                 raise
             show()
-            return BAD_INPUT
+            what = error.format_message()  # type: ignore[attr-defined]
+            context = getattr(error, "ctx", None)
+            verb = f" {context.info_name}" if context is not None and context.parent else ""
+            step = f"editforge{verb} --help"
+            return Output(as_json=as_json).failed(BAD_INPUT, error, what, next=step)
         if code == INTERRUPTED:  # typer has caught Ctrl-C and said nothing
             raise KeyboardInterrupt
         return code
 
-    sys.exit(guarded(call))
+    sys.exit(guarded(call, as_json=as_json))
 
 
 if __name__ == "__main__":

@@ -41,25 +41,43 @@ class Output:
         if self._json:
             print(json.dumps(value, sort_keys=True, allow_nan=False))
 
+    def failed(
+        self,
+        code: int,
+        error: BaseException,
+        what: str,
+        got: object = None,
+        allowed: object = None,
+        next: str | None = None,
+    ) -> int:
+        """A failure for a program, in the four parts of our errors; returns the exit code."""
+        parts = {"what": what, "got": got, "allowed": allowed, "next": next}
+        words = {key: value if value is None else str(value) for key, value in parts.items()}
+        self.json({"error": {"type": type(error).__name__, **words}, "exit": code})
+        return code
+
     def hint(self, command: str) -> None:
         """The next command, ready to paste."""
         self.say(f"next: {command}")
 
 
-def guarded(call: Callable[[], int]) -> int:
+def guarded(call: Callable[[], int], *, as_json: bool = False) -> int:
     """Run one command; turn what a user can mend into a message, never into a traceback.
 
     EDITFORGE_DEBUG=1 (or --debug) shows the traceback of those too. Anything else is a bug: it shows
-    its own, and exits with 70, so that no script takes it for a failed gate.
+    its own, and exits with 70, so that no script takes it for a failed gate. `as_json` ends stdout
+    with one JSON object for a failure as well.
     """
+    out = Output(as_json=as_json)
     try:
         return call()
     except EditforgeError as error:
         _show(f"{type(error).__name__}: {error}")
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        _show("interrupted; the same command goes on from here")
-        return INTERRUPTED
+        return out.failed(BAD_INPUT, error, error.what, error.got, error.allowed, error.next)
+    except KeyboardInterrupt as error:
+        what, step = "interrupted", "the same command goes on from here"
+        _show(f"{what}; {step}")
+        return out.failed(INTERRUPTED, error, what, next=step)
     except OSError as error:
         kinds = {
             errno.ENOSPC: "the disk is full",
@@ -71,16 +89,17 @@ def guarded(call: Callable[[], int]) -> int:
         }
         if error.errno not in kinds:
             traceback.print_exc()
-            return BUG
-        _show(
-            f"{kinds[error.errno]}\n  got:     {error.filename or error}\n"
-            "  next:    make room or choose --output ELSEWHERE, then run the same command: "
+            return out.failed(BUG, error, str(error))
+        what, got = kinds[error.errno], error.filename or error
+        step = (
+            "make room or choose --output ELSEWHERE, then run the same command: "
             "finished stages are kept"
         )
-        return BAD_INPUT
-    except Exception:
+        _show(f"{what}\n  got:     {got}\n  next:    {step}")
+        return out.failed(BAD_INPUT, error, what, got, next=step)
+    except Exception as error:
         traceback.print_exc()
-        return BUG
+        return out.failed(BUG, error, str(error))
 
 
 def _show(text: str) -> None:

@@ -13,7 +13,6 @@ All of it enters a solve as one (d, d) second moment, however many there are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,9 +20,8 @@ from torch import Tensor
 from editforge.artifacts.concepts import fold
 from editforge.artifacts.system import System
 from editforge.edit.held import moment
-from editforge.edit.mined import Around, MinedOptions
+from editforge.edit.mined import Around, MinedOptions, caption_lines
 from editforge.edit.vectors import Columns
-from editforge.errors import RecipeError
 from editforge.families.vocabulary import load_vocabulary, thinned
 from editforge.mine.shell import beyond_of
 from editforge.stages import Context, EditInputs
@@ -54,8 +52,6 @@ def beyond_words(
     columns: Columns, system: System, inputs: EditInputs, options: MinedOptions, context: Context
 ) -> Tensor | None:
     """Second moment of words outside the band, named siblings and captions; None without any."""
-    if options.beyond == "captions" and options.captions is None:
-        raise RecipeError("no captions to hold", next="--set edit.captions=FILE")
     taken = {fold(word) for word in (*system.names, *system.kin, *system.preserve)}
     names: dict[str, str] = {}
     if options.beyond in ("perturbation", "all"):
@@ -66,7 +62,7 @@ def beyond_words(
             for word in inputs.neighbors.of(concept.name).having("preserve"):
                 names.setdefault(fold(word), word)
     words = [word for key, word in names.items() if key not in taken]
-    captions = _lines(options.captions) if options.beyond in ("captions", "all") else []
+    captions = caption_lines(options.captions) if options.beyond in ("captions", "all") else []
     if not (words or captions) or not options.beyond_weight:
         return None
     with context.bar(len(words) + len(captions), "encoding what lies beyond") as bar:
@@ -98,14 +94,3 @@ def _outside(inputs: EditInputs, context: Context) -> list[str]:
         s.num_beyond - round(s.num_beyond * s.beyond_shell_fraction) for s in mined.values()
     )
     return thinned(words, limit)
-
-
-def _lines(path: str | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError("no such caption file", got=path, next=str(error)) from None
-    lines = [" ".join(line.split()) for line in text.splitlines()]
-    return [line for line in dict.fromkeys(lines) if line]

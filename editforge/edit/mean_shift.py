@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.checks import Limits, check_solution, relative_change
@@ -32,7 +33,8 @@ from editforge.edit.names import (
     provenance_rows,
     templates_of,
 )
-from editforge.edit.vectors import Columns
+from editforge.edit.vectors import Columns, Templates
+from editforge.families.vocabulary import check_words
 from editforge.linalg import constrained, rank
 from editforge.registry import register
 from editforge.stages import Context, EditInputs, EditOutput, StageConfig
@@ -41,7 +43,7 @@ from editforge.stages import Context, EditInputs, EditOutput, StageConfig
 class MeanShiftConfig(StageConfig):
     """Options of `edit: mean-shift`."""
 
-    templates: tuple[str, ...] | None = Field(
+    templates: Templates | None = Field(
         None, description="With {n} or {a}; null: the family's for the kind. More: surer erasure."
     )
     pads: int = Field(4, ge=1, description="Padding positions read per prompt. More: slower.")
@@ -60,6 +62,14 @@ class MeanShiftConfig(StageConfig):
         1e-2, gt=0, description="Relative to the mean squared norm. Higher: smaller factors."
     )
     limits: Limits = Field(Limits(), description="When a solve warns, and when it refuses.")
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """A background list that is a file must be there."""
+        check_words(self.background)
+
+    def rank_of(self, names: int, templates: int, window: int, neighbors: int) -> int:
+        """Three groups a name, whatever the number of templates."""
+        return 3 * names
 
 
 @register("edit", "mean-shift")

@@ -14,15 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import MinedShell, Neighbors
 from editforge.artifacts.system import System
-from editforge.errors import EditError
+from editforge.errors import EditError, RecipeError
 from editforge.mine.shell import keyed, neighbors_of
 from editforge.stages import Context, StageConfig
 
@@ -62,6 +64,17 @@ class MinedOptions(StageConfig):
     kappa_min: tuple[float, float] = Field(
         (0.95, 0.5), description="Below these a solve warns, and refuses. 1: nothing shrinks."
     )
+
+    @model_validator(mode="after")
+    def _captions_are_named(self) -> MinedOptions:
+        if self.beyond == "captions" and self.captions is None:
+            raise ValueError("no captions to hold: --set edit.captions=FILE")
+        return self
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """Captions that are asked for must be there."""
+        if self.beyond in ("captions", "all"):
+            caption_lines(self.captions)
 
 
 @dataclass(frozen=True)
@@ -174,6 +187,23 @@ def check_kappa(
         if value < warn:
             context.say(f"warning: {what} {value:.3g} is under {warn:g}; {hint}")
     return {what: float(f"{value:.6g}") for what, value in found.items()}
+
+
+def caption_lines(path: str | None) -> list[str]:
+    """The captions of a file, each once; none without a file.
+
+    Raises:
+        RecipeError: no such file, or no text.
+    """
+    if path is None:
+        return []
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RecipeError("no such caption file", got=f"{path}: {reason}") from None
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return [line for line in dict.fromkeys(lines) if line]
 
 
 def judged_columns(system: System) -> list[int]:

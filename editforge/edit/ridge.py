@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import LowRank, WeightEdit
 from editforge.edit.beyond import beyond_samples, beyond_words
@@ -36,7 +37,8 @@ from editforge.edit.names import (
     provenance_rows,
     templates_of,
 )
-from editforge.edit.vectors import Columns, NullRule, TokenRule
+from editforge.edit.vectors import Columns, NullRule, Templates, TokenRule, columns_of
+from editforge.families.vocabulary import check_words
 from editforge.linalg import rank, solve, truncated
 from editforge.registry import register
 from editforge.stages import Context, EditInputs, EditOutput
@@ -46,7 +48,7 @@ class RidgeConfig(MinedOptions):
     """Options of `edit: ridge`. methods.md 1.1, 2.8 and 5.1."""
 
     tokens: TokenRule = Field("subject", description="Which states of each prompt are edited.")
-    templates: tuple[str, ...] | None = Field(
+    templates: Templates | None = Field(
         None, description="With {n} or {a}; null: the family's for the kind. More: higher rank."
     )
     ridge: float = Field(
@@ -86,6 +88,18 @@ class RidgeConfig(MinedOptions):
         description="A higher rank is truncated, and the error reported; null: always exact.",
     )
     limits: Limits = Field(Limits(), description="When a solve warns, and when it refuses.")
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """A background or caption list that is a file must be there."""
+        super().check_early(concepts)
+        check_words(self.background)
+
+    def rank_of(self, names: int, templates: int, window: int, neighbors: int) -> int:
+        """A column for each name, template and position; K more around each last token."""
+        columns = names * templates * columns_of(self.tokens, window)
+        if self.neighbor_map == "collapse":
+            columns += names * templates * neighbors
+        return columns if self.max_rank is None else min(columns, self.max_rank)
 
     @model_validator(mode="after")
     def _tensor_is_exact(self) -> RidgeConfig:

@@ -8,9 +8,10 @@ is the state the denoiser would have read with the other word.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from editforge.artifacts.concepts import filled
@@ -19,6 +20,25 @@ from editforge.families.model import TextModel
 
 TokenRule = Literal["subject", "subject_eot", "aligned", "all", "phrase"]
 NullRule = Literal["bos", "eot", "pad_mean"]
+
+
+def _with_place(templates: tuple[str, ...]) -> tuple[str, ...]:
+    if not templates or not all("{n}" in text or "{a}" in text for text in templates):
+        raise RecipeError(
+            "a template lacks its place for the name",
+            got=", ".join(templates) or "no template",
+            allowed="{n} the name, {a} the name with its article",
+        )
+    return templates
+
+
+Templates = Annotated[tuple[str, ...], AfterValidator(_with_place)]
+
+
+def columns_of(tokens: TokenRule, window: int, pads: int = 4) -> int:
+    """Columns that a rule takes of one prompt, at most."""
+    few = {"subject": 1, "subject_eot": 2, "phrase": 2 + pads}
+    return few.get(tokens, window - 1)
 
 
 class Columns:
@@ -46,12 +66,7 @@ class Columns:
         null_vector: NullRule = "eot",
         pads: int = 4,
     ) -> None:
-        if not templates or not all("{n}" in text or "{a}" in text for text in templates):
-            raise RecipeError(
-                "a template lacks its place for the name",
-                got=", ".join(templates) or "no template",
-                allowed="{n} the name, {a} the name with its article",
-            )
+        _with_place(tuple(templates))
         self._encoder, self._tokens, self._null = model.encoder, tokens, null_vector
         self._templates, self._pads = tuple(templates), pads
         self._states: dict[str, Tensor] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch import Tensor
 from editforge.disk import read_json, sha256_file
 from editforge.errors import FamilyError
 from editforge.families.encode import TextEncoder
+from editforge.families.outline import reader
 from editforge.families.schema import Family, load_family, shipped_families
 from editforge.files import check_finite, read_header, read_tensors
 
@@ -44,6 +46,19 @@ class Origin:
     license_name: str | None = None
     license_link: str | None = None
     local: bool = False
+
+
+class Described(Protocol):
+    """What is known of a model before a weight is read: from its configs, tokenizers and headers."""
+
+    @property
+    def family(self) -> Family: ...  # noqa: D102
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...  # noqa: D102
+    @property
+    def prediction_type(self) -> str: ...  # noqa: D102
+    @property
+    def reader(self) -> TextEncoder: ...  # noqa: D102
 
 
 class TextModel(Protocol):
@@ -93,17 +108,18 @@ class Model:
     ) -> None:
         self.folder, self.origin, self.variant, self.device = folder, origin, variant, device
         self.dtype = dtype or (torch.float32 if device == "cpu" else None)
-        self._index = _read_config(folder / "model_index.json")
-        self.config = _read_config(folder / "unet" / "config.json")
+        self._index = read_config(folder / "model_index.json")
+        self.config = read_config(folder / "unet" / "config.json")
         self.family = load_family(family) if family else detect(self._index, self.config)
         self.label, self.revision = origin.label, origin.revision
         self.license, self.license_name = origin.license, origin.license_name
         self.license_link, self.local = origin.license_link, origin.local
         self.weight_files = weight_files(folder / self.family.denoiser, variant)
         self._tables = {path: read_header(path)[1] for path in self.weight_files}
-        shapes = {n: info.shape for table in self._tables.values() for n, info in table.items()}
+        tables = self._tables.values()
+        self.shapes = {n: tuple(info.shape) for table in tables for n, info in table.items()}
         denoiser = self.family.denoiser
-        found = self.family.select(shapes)
+        found = self.family.select(self.shapes)
         self.modules = {g: [f"{denoiser}.{path}" for path in paths] for g, paths in found.items()}
         if self.prediction_type not in self.family.predictions:
             raise FamilyError(
@@ -115,7 +131,7 @@ class Model:
     @property
     def prediction_type(self) -> str:
         """What the denoiser predicts, from the scheduler's config: epsilon or v_prediction."""
-        scheduler = _read_config(self.folder / "scheduler" / "scheduler_config.json")
+        scheduler = read_config(self.folder / "scheduler" / "scheduler_config.json")
         return str(scheduler.get("prediction_type", "epsilon"))
 
     @property
@@ -135,6 +151,11 @@ class Model:
         """Shape of one map, from the file's header."""
         name = f"{path.partition('.')[2]}.weight"
         return next(table[name].shape for table in self._tables.values() if name in table)
+
+    @cached_property
+    def reader(self) -> TextEncoder:
+        """The text side without its weights: reads and counts texts, encodes none."""
+        return reader(self.folder, self.family)
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -223,15 +244,22 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
     Raises:
         FamilyError: missing, only another variant, or only pickled weights.
     """
+    others = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+    chosen = folder / weight_name(folder.name, others, variant)
+    return _shards(folder, chosen) if chosen.suffix == ".json" else [chosen]
+
+
+def weight_name(component: str, others: Sequence[str], variant: str | None) -> str:
+    """The one safetensors file of a component, or the index of its shards, among its file names.
+
+    Raises:
+        FamilyError: missing, only another variant, or only pickled weights.
+    """
     middle = f".{variant}" if variant else ""
     for stem in ("diffusion_pytorch_model", "model"):
-        single = folder / f"{stem}{middle}.safetensors"
-        index = folder / f"{stem}.safetensors.index{middle}.json"
-        if single.is_file():
-            return [single]
-        if index.is_file():
-            return _shards(folder, index)
-    others = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
+        for name in (f"{stem}{middle}.safetensors", f"{stem}.safetensors.index{middle}.json"):
+            if name in others:
+                return name
     pickled = [name for name in others if name.endswith((".bin", ".pt", ".ckpt", ".pth"))]
     stems = [name.split(".")[1] for name in others if name.endswith(".safetensors")]
     other = [_SHARD.sub("", stem) for stem in stems if stem != "safetensors"]
@@ -242,7 +270,7 @@ def weight_files(folder: Path, variant: str | None) -> list[Path]:
     else:
         hint = "the download is incomplete, or this is no pipeline folder"
     raise FamilyError(
-        f"no {'variant ' + variant + ' of the ' if variant else ''}{folder.name} weights",
+        f"no {'variant ' + variant + ' of the ' if variant else ''}{component} weights",
         got=", ".join(others[:6]) or "an empty or missing folder",
         allowed=f"diffusion_pytorch_model{middle}.safetensors",
         next=hint,
@@ -260,7 +288,12 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON file of a pipeline folder, a mapping.
+
+    Raises:
+        FamilyError: missing, or no mapping.
+    """
     if not path.is_file():
         raise FamilyError(
             f"no {path.name} in {path.parent.name or 'the folder'}",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from editforge.disk import sha256_file, sha256_json
-from editforge.errors import FamilyError, HubError
-from editforge.families.config import EMBEDDED, HUB_ID, ModelConfig, base_is_known
-from editforge.families.model import Model, Origin
+from editforge.errors import FamilyError
+from editforge.families.config import EMBEDDED, ModelConfig, base_is_known
+from editforge.families.model import Model, Origin, detect, read_config, weight_name
+from editforge.families.outline import Outline, wanted
+from editforge.families.schema import load_family
 from editforge.files import read_header
+from editforge.places import hub_failure, is_hub_id
 
 _PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 
@@ -31,20 +34,7 @@ def open_model(
         FamilyError: not a model we can edit; HubError: the Hub did not give it.
         RecipeError: a base for a model that names itself.
     """
-    import torch
-
-    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if config.dtype not in (None, *dtypes):
-        raise FamilyError("unknown dtype", got=config.dtype, allowed=", ".join(dtypes))
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    options: dict[str, Any] = {
-        "family": config.family,
-        "variant": config.variant,
-        "device": device,
-        "dtype": dtypes.get(config.dtype or ""),
-    }
+    options = _options(config)
     path = Path(config.id).expanduser()
     if config.id == "emoji":
         from editforge import emoji
@@ -61,7 +51,7 @@ def open_model(
     elif path.suffix in (".safetensors", *_PICKLED):
         with tempfile.TemporaryDirectory(prefix="editforge-") as folder:
             yield _converted(path, config, Path(folder), options, say)
-    elif HUB_ID.fullmatch(config.id):
+    elif is_hub_id(config.id):
         if config.base:
             raise base_is_known(config)
         yield _downloaded(config, options)
@@ -71,6 +61,107 @@ def open_model(
             got=config.id,
             allowed="emoji, a Hub id (owner/name), a pipeline folder, a .safetensors file",
         )
+
+
+def _options(config: ModelConfig) -> dict[str, Any]:
+    import torch
+
+    dtypes = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if config.dtype not in (None, *dtypes):
+        raise FamilyError("unknown dtype", got=config.dtype, allowed=", ".join(dtypes))
+    return {
+        "family": config.family,
+        "variant": config.variant,
+        "device": chosen_device(config.device),
+        "dtype": dtypes.get(config.dtype or ""),
+    }
+
+
+def chosen_device(name: str) -> str:
+    """The device that a recipe names, `auto` resolved.
+
+    Raises:
+        FamilyError: no such device, or not on this computer.
+    """
+    import torch
+
+    here = ["cpu", *(f"cuda:{at}" for at in range(torch.cuda.device_count()))]
+    here += ["mps"] if torch.backends.mps.is_available() else []
+    if name == "auto":
+        return "cuda" if "cuda:0" in here else "cpu"
+    if name in here or (name == "cuda" and "cuda:0" in here):
+        return name
+    raise FamilyError(
+        "no such device here", got=name, allowed=", ".join(["auto", *here]), next="editforge doctor"
+    )
+
+
+@contextmanager
+def describe(config: ModelConfig) -> Iterator[Outline]:
+    """The model named by `config.id` without its weights; of a Hub id only small files are fetched.
+
+    Raises:
+        FamilyError: not a model we can edit; HubError: the Hub did not give it.
+    """
+    listed = None
+    if is_hub_id(config.id):
+        if config.base:
+            raise base_is_known(config)
+        listed = _listed(config)
+    if listed is not None:
+        yield listed
+        return
+    path = Path(config.id).expanduser()
+    # A folder's label is the hash of its weights, which a plan does not need.
+    local = nullcontext(Model(path, Origin("local"), **_options(config))) if path.is_dir() else None
+    with local or open_model(config) as model:
+        files = [path for path in model.folder.rglob("*") if path.is_file()]
+        sizes = {path.relative_to(model.folder).as_posix(): path.stat().st_size for path in files}
+        yield Outline(
+            model.folder, model.family, model.device, sizes, model.label, {}, model.variant
+        )
+
+
+def _listed(config: ModelConfig) -> Outline | None:
+    """From the Hub's own listing; None where the Hub is out of reach and a cached copy may do."""
+    from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    unanswered: type[BaseException] = HfHubHTTPError.__bases__[0]  # the HTTP library's own error
+    try:
+        info = model_info(config.id, revision=config.revision, files_metadata=True)
+        listed = {row.rfilename: row.size or 0 for row in info.siblings or ()}
+        small = [name for name in listed if name.endswith((".json", ".txt"))]
+        folder = Path(
+            snapshot_download(
+                config.id,
+                revision=info.sha,
+                allow_patterns=["model_index.json", *(name for name in small if "/" in name)],
+            )
+        )
+    except OfflineModeIsEnabled:
+        return None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise hub_failure(config.id, error) from None
+    except unanswered:
+        return None
+    index = read_config(folder / "model_index.json")
+    unet = read_config(folder / "unet" / "config.json")
+    family = load_family(config.family) if config.family else detect(index, unet)
+    names = wanted(listed, index, config.variant)
+    for component in (family.denoiser, *(part.encoder for part in family.text)):
+        chosen = any(n.startswith(f"{component}/") and n.endswith(".safetensors") for n in names)
+        if component == family.denoiser or not chosen:
+            beside = [name.partition("/")[2] for name in listed if name.startswith(f"{component}/")]
+            weight_name(component, beside, config.variant)
+    absent = {
+        name: listed[name]
+        for name in names
+        if not isinstance(try_to_load_from_cache(config.id, name, revision=info.sha), str)
+    }
+    sizes = {name: listed[name] for name in names}
+    device = chosen_device(config.device)
+    return Outline(folder, family, device, sizes, config.id, absent, config.variant)
 
 
 def _local(
@@ -121,11 +212,7 @@ def _downloaded(config: ModelConfig, options: dict[str, Any]) -> Model:
             )
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise HubError(
-            f"the Hub did not give {config.id}",
-            got=" ".join(str(error).split())[:300],
-            next="check the id, the revision, the network, and `hf auth login` for gated models",
-        ) from None
+        raise hub_failure(config.id, error) from None
     facts = _license_facts(config.id, folder.name) or {}
     return Model(folder, Origin(config.id, folder.name, **facts), **options)
 

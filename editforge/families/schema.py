@@ -138,7 +138,11 @@ def load_family(name: str) -> Family:
     shipped = shipped_families()
     path = shipped.get(name) or (Path(name) if name.endswith((".yaml", ".yml")) else None)
     if path is None:
-        raise FamilyError(f"no family {name!r}", allowed=did_you_mean(name, shipped))
+        raise FamilyError(
+            f"no family {name!r}",
+            allowed=did_you_mean(name, shipped),
+            next="editforge list families; a family of your own is a file that ends in .yaml",
+        )
     try:
         return Family.model_validate(read_yaml(path))
     except ValidationError as error:

@@ -19,7 +19,9 @@ from editforge import emoji
 from editforge.artifacts.concepts import name_key
 from editforge.disk import sha256_json
 from editforge.errors import PackageError, RecipeError
+from editforge.families.encode import TextEncoder
 from editforge.families.model import TextModel
+from editforge.families.schema import Family
 from editforge.files import read_tensors, write_safetensors
 from editforge.team import Team
 
@@ -70,36 +72,53 @@ def load_vocabulary(
 
 
 def word_list(model: TextModel, source: str) -> tuple[str, ...]:
+    """The words of `source` for a model that is open; see `words_of`."""
+    return words_of(model.family, model.encoder, source)
+
+
+def words_of(family: Family, reader: TextEncoder, source: str) -> tuple[str, ...]:
     """The words of `source`, each once, in a fixed order, those that tokenize to something.
 
     Guarantee: no list of the embedded model's own holds a name of RETAIN-60, in any spelling. Those
     names score what an eraser has left alone, so it must not have seen them. What the user lists is
     the user's.
     """
-    curated = model.family.words == "emoji"
+    curated = family.words == "emoji"
     if source == "family" and curated:
         return emoji.words()
     if source in ("family", "tokenizer"):
         withheld = (
             {name_key(name) for name in emoji.manifest().splits["retain60"]} if curated else ()
         )
-        return tuple(w for w in model.encoder.vocabulary() if name_key(w) not in withheld)
+        return tuple(w for w in reader.vocabulary() if name_key(w) not in withheld)
+    room = reader.window - 2
+    words = [word for word in _lines(source) if 0 < len(reader.tokens(word)) <= room]
+    if not words:
+        raise RecipeError("the word list is empty", got=source)
+    return tuple(words)
+
+
+def check_words(source: str | None) -> None:
+    """Refuse a word list that is not there or has no word, before a model is opened.
+
+    Raises:
+        RecipeError: no such file, or an empty one.
+    """
+    if source not in (None, "family", "tokenizer") and not _lines(source):
+        raise RecipeError("the word list is empty", got=source)
+
+
+def _lines(source: str) -> list[str]:
     path = Path(source).expanduser()
     try:
         lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             "no such word list",
-            got=source,
+            got=f"{source}: {getattr(error, 'strerror', None) or error}",
             allowed="family, tokenizer, or a UTF-8 text file with one word a line",
-            next=str(error),
         ) from None
-    room = model.encoder.window - 2
-    words = [line for line in dict.fromkeys(lines) if line and not line.startswith("#")]
-    words = [word for word in words if 0 < len(model.encoder.tokens(word)) <= room]
-    if not words:
-        raise RecipeError("the word list is empty", got=source)
-    return tuple(words)
+    return [line for line in dict.fromkeys(lines) if line and not line.startswith("#")]
 
 
 def thinned(words: Sequence[str], limit: int) -> list[str]:

@@ -21,6 +21,7 @@ from editforge.errors import PackageError
 from editforge.hub.calls import Line
 from editforge.hub.remote import ADDED, LORA, Remote
 from editforge.package.verify import FACTS, listed_files
+from editforge.places import is_hub_id
 
 
 def verify_repository(
@@ -51,7 +52,7 @@ def verify_repository(
     except HFValidationError:
         named = False
     else:
-        named = repo.count("/") == 1
+        named = is_hub_id(repo)
     if not named:
         raise PackageError("no such folder", got=repo, allowed="a run, a package, or OWNER/NAME")
     remote = Remote(client or HfApi(), Line(say, pause), repo)

@@ -15,7 +15,7 @@ from torch import Tensor
 from editforge.artifacts.concepts import Concept, fold
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.families.metric import text_metric
-from editforge.families.vocabulary import load_vocabulary
+from editforge.families.vocabulary import check_words, load_vocabulary
 from editforge.mine.vocabulary import VocabularyConfig, spellings, synonym_ceiling
 from editforge.registry import register
 from editforge.stages import Context, MineInputs, StageConfig
@@ -34,6 +34,14 @@ class AssociatesConfig(StageConfig):
         0.1, ge=0, description="More like the concept than like any other name, by this much."
     )
     limit: int = Field(8, ge=0, description="Words a concept, the nearest first.")
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """A word list that is a file must be there."""
+        check_words(self.words)
+
+    def mines(self) -> tuple[int, int]:
+        """Words that mean the concept are erased with it."""
+        return self.limit, 0
 
 
 @register("mine", "associates", paper="https://arxiv.org/abs/2410.09140")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from editforge.artifacts.concepts import Concept, fold
 from editforge.artifacts.neighbors import MinedShell, Neighbor, Neighborhood, Neighbors
-from editforge.families.vocabulary import Vocabulary, load_vocabulary
+from editforge.families.vocabulary import Vocabulary, check_words, load_vocabulary
 from editforge.mine.shell import (
     FALLBACK,
     calibrated_bounds,
@@ -73,6 +73,14 @@ class PerturbationConfig(StageConfig):
     )
     num_listed: int = Field(32, ge=0, description="Words inside the band listed, nearest first.")
     num_nearest: int = Field(3, ge=0, description="Words named beside each neighbor.")
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """A word list that is a file must be there."""
+        check_words(self.words)
+
+    def mines(self) -> tuple[int, int]:
+        """K points around each state."""
+        return 0, self.num_neighbors
 
 
 @register("mine", "perturbation", paper="https://arxiv.org/abs/2410.09140")

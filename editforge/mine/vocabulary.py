@@ -17,7 +17,7 @@ from torch import Tensor
 from editforge.artifacts.concepts import Concept, fold, name_key, singular, with_article
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.families.metric import text_metric
-from editforge.families.vocabulary import load_vocabulary
+from editforge.families.vocabulary import check_words, load_vocabulary
 from editforge.registry import register
 from editforge.stages import Context, MineInputs, StageConfig
 
@@ -47,6 +47,10 @@ class VocabularyConfig(StageConfig):
         3, ge=0, description="Nearest words that are no target where variants cannot tell."
     )
     blocklist: tuple[str, ...] = Field((), description="Words never chosen and never preserved.")
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """A word list that is a file must be there."""
+        check_words(self.words)
 
 
 @register("mine", "vocabulary")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,15 @@ PRECISIONS = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+
+
+class Exportable(Protocol):
+    """What decides which exports a base has."""
+
+    @property
+    def family(self) -> Family: ...  # noqa: D102
+    @property
+    def prediction_type(self) -> str: ...  # noqa: D102
 
 
 class BaseModel(Protocol):
@@ -59,6 +68,28 @@ class BaseModel(Protocol):
     def license_link(self) -> str | None: ...  # noqa: D102
     @property
     def local(self) -> bool: ...  # noqa: D102
+
+
+def check_exports(model: Exportable, exports: Sequence[str]) -> None:
+    """Refuse an export that this base cannot have, one twice, or none.
+
+    Raises:
+        PackageError: with those it can.
+    """
+    offered = model.family.exports
+    unknown = [export for export in exports if export not in offered]
+    if unknown or not exports or len(set(exports)) != len(exports):
+        raise PackageError(
+            f"family {model.family.name} cannot export this",
+            got=", ".join(exports) or "nothing",
+            allowed=did_you_mean(unknown[0], offered) if unknown else ", ".join(offered),
+        )
+    if "single-file" in exports and model.prediction_type != "epsilon":
+        raise PackageError(
+            "a single file cannot say how its model predicts, and readers assume epsilon",
+            got=model.prediction_type,
+            next="export the folder instead: --export pipeline",
+        )
 
 
 @dataclass(frozen=True)

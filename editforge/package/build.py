@@ -17,8 +17,8 @@ from editforge.artifacts.report import BENCHMARK_VERSION
 from editforge.artifacts.report import SCHEMA as RESULTS_SCHEMA
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.disk import read_json
-from editforge.errors import PackageError, did_you_mean
-from editforge.package.base import BaseModel, Weights, check_fits
+from editforge.errors import PackageError
+from editforge.package.base import BaseModel, Weights, check_exports, check_fits
 from editforge.package.card import check_results
 from editforge.package.contents import write_artifact
 from editforge.package.kohya import release_name
@@ -121,14 +121,7 @@ def build_package(
 
 
 def _check_inputs(model: BaseModel, edit: WeightEdit, output: Path, exports: Sequence[str]) -> None:
-    offered = model.family.exports
-    unknown = [export for export in exports if export not in offered]
-    if unknown or not exports or len(set(exports)) != len(exports):
-        raise PackageError(
-            f"family {model.family.name} cannot export this",
-            got=", ".join(exports) or "nothing",
-            allowed=did_you_mean(unknown[0], offered) if unknown else ", ".join(offered),
-        )
+    check_exports(model, exports)
     if output.exists() and any(output.iterdir()):
         raise PackageError("the output folder is not empty", got=output.name)
     owner = edit.provenance.get("base_sha256")

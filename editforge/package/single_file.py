@@ -16,7 +16,7 @@ from torch import Tensor
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.errors import PackageError
 from editforge.files import DTYPES, LazyTensor, read_header, write_safetensors
-from editforge.package.base import BaseModel, Weights, check_fits, edited_tensors
+from editforge.package.base import BaseModel, Weights, check_exports, check_fits, edited_tensors
 from editforge.package.denoiser import SUFFIXES, precision
 from editforge.package.header import ORIGINAL, modelspec_header, provenance_header
 from editforge.package.original import (
@@ -37,18 +37,7 @@ def write_single_file(
         PackageError: the family has no original format, a weight without an original name, or a
             prediction type that a single file cannot say.
     """
-    if "single-file" not in model.family.exports:
-        raise PackageError(
-            f"family {model.family.name} has no single-file format",
-            allowed=", ".join(model.family.exports),
-            next="export the folder instead: --export pipeline",
-        )
-    if model.prediction_type != "epsilon":
-        raise PackageError(
-            "a single file cannot say how its model predicts, and readers assume epsilon",
-            got=model.prediction_type,
-            next="export the folder instead: --export pipeline",
-        )
+    check_exports(model, ["single-file"])
     denoiser = Weights.open(model.folder / model.family.denoiser, model.variant)
     check_fits(edit, denoiser)
     cast = precision(dtype)

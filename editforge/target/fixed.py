@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from editforge.artifacts.concepts import fold
+from editforge.artifacts.concepts import Concept, fold
 from editforge.artifacts.targets import Target, Targets
 from editforge.errors import RecipeError, did_you_mean
 from editforge.registry import register
 from editforge.stages import Context, StageConfig, TargetInputs
 from editforge.target.preserve import preserve_list
+
+if TYPE_CHECKING:
+    from editforge.families.model import Described
 
 
 class FixedConfig(StageConfig):
@@ -21,6 +26,37 @@ class FixedConfig(StageConfig):
     texts: dict[str, str] = Field(default_factory=dict, description="Concept name to target.")
     preserve_target: bool = Field(True, description="Hold the target too, so that it stays itself.")
 
+    def of(self, name: str) -> str:
+        """The target of a concept; blanks tokenize to the empty prompt, so they are nothing."""
+        text = self.texts.get(name, self.text)
+        return text if text.strip() else ""
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """A target for an erased concept alone, and none that is erased itself."""
+        names = [concept.name for concept in concepts]
+        unknown = sorted(set(self.texts) - set(names))
+        if unknown:
+            allowed = did_you_mean(unknown[0], names)
+            raise RecipeError("texts names no erased concept", got=unknown[0], allowed=allowed)
+        erased = {fold(own): concept.name for concept in concepts for own in concept.names}
+        for name in names:
+            text = self.of(name)
+            owner = erased.get(fold(text)) if text else None
+            if owner is not None:
+                same = "equals its target: nothing would be erased"
+                what = same if owner == name else "is erased too"
+                raise RecipeError(
+                    "this target cannot be",
+                    got=f"{text!r} for {name!r}: {what}",
+                    next="--target OTHER",
+                )
+
+    def check_model(self, model: Described) -> None:
+        """Targets that the text encoder can read."""
+        for text in (self.text, *self.texts.values()):
+            if text.strip():
+                model.reader.check(text)
+
 
 @register("target", "fixed", paper="https://arxiv.org/abs/2308.14761")
 def fixed(inputs: TargetInputs, config: FixedConfig, context: Context) -> Targets:
@@ -29,27 +65,13 @@ def fixed(inputs: TargetInputs, config: FixedConfig, context: Context) -> Target
     Raises:
         RecipeError: a target the text encoder cannot read, equal to its concept, or erased itself.
     """
-    names = [concept.name for concept in inputs.concepts]
-    unknown = sorted(set(config.texts) - set(names))
-    if unknown:
-        allowed = did_you_mean(unknown[0], names)
-        raise RecipeError("texts names no erased concept", got=unknown[0], allowed=allowed)
-    erased = {fold(own): concept.name for concept in inputs.concepts for own in concept.names}
+    config.check_early(inputs.concepts)
     rows = []
-    for name in names:
-        text = config.texts.get(name, config.text)
-        text = text if text.strip() else ""  # blanks tokenize to the empty prompt
-        owner = erased.get(fold(text)) if text else None
+    for concept in inputs.concepts:
+        text = config.of(concept.name)
         if text:
             context.model.encoder.check(text)
-        if owner is not None:
-            what = (
-                "equals its target: nothing would be erased" if owner == name else "is erased too"
-            )
-            raise RecipeError(
-                "this target cannot be", got=f"{text!r} for {name!r}: {what}", next="--target OTHER"
-            )
-        rows.append(Target(concept=name, target=text, reason="yours"))
+        rows.append(Target(concept=concept.name, target=text, reason="yours"))
     held = rows if config.preserve_target else []
     try:
         return Targets(concepts=tuple(rows), preserve=preserve_list(inputs, held))

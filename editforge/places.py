@@ -1,0 +1,50 @@
+"""What a name that the user typed means: something on this computer, or a repository on the Hub.
+
+`OWNER/NAME` is also how a folder in a folder is written, so a mistyped path must not become a look-up
+of a stranger's repository. What looks like a path is one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from editforge.errors import HubError
+from editforge.families.config import HUB_ID
+
+# Named one by one: a Hub id may end in a version, `.0` or `.1-noVAE`.
+_FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".zip",
+          ".yaml", ".yml", ".json", ".txt", ".md", ".png")  # fmt: skip
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether `text` names a Hub repository: `OWNER/NAME`, and no path.
+
+    A path starts with `.`, `~` or `/`, ends like a file, exists, or lies in a folder that does.
+    """
+    if not HUB_ID.fullmatch(text) or text.casefold().endswith(_FILES):
+        return False
+    return not Path(text.partition("/")[0]).is_dir()
+
+
+def hub_failure(name: str, error: BaseException) -> HubError:
+    """Why the Hub did not give a repository; `error` is the client's, or wraps it."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, RepositoryNotFoundError):
+        link = link.__cause__
+    if link is not None and not isinstance(link, GatedRepoError):
+        return HubError(
+            f"neither a local folder nor a Hub repository is called {name}",
+            got=_short(link),
+            next="check the spelling; `hf auth login` if the repository is private",
+        )
+    return HubError(
+        f"the Hub did not give {name}",
+        got=_short(error),
+        next="check the id, the revision, the network, and `hf auth login` for gated models",
+    )
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,47 @@
+"""The suite sees no Hub but the loopback one, whatever the caller's shell says.
+
+The Hub client reads its environment once, when it is imported, so this stands here and not in a
+fixture: a caller's HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT or HF_HOME must neither break a test nor be
+used by one. The home folder is an empty one, so that no login and no cached model of the caller is seen;
+the endpoint is one where nobody answers, so that a test which would need the network fails.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+
+import pytest
+
+OF_THE_HUB = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_", "DIFFUSERS_")
+
+if "huggingface_hub" in sys.modules:
+    raise RuntimeError("huggingface_hub was imported before the tests set its environment")
+for _name in [name for name in os.environ if name.startswith(OF_THE_HUB)]:
+    del os.environ[_name]
+_home = tempfile.TemporaryDirectory(prefix="editforge-hub-home-")
+os.environ["HF_HOME"] = _home.name
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+
+@pytest.fixture
+def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+    """The Hub of this process is a server on the loopback, with an empty cache."""
+    from huggingface_hub import constants, hf_api
+    from huggingface_hub.utils import close_session
+
+    from tests.hub_server import TOKEN, serving
+
+    with serving() as hub:
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        cache = tmp_path_factory.mktemp("hub-cache")
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # see hub_server
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
+    close_session()
