@@ -100,7 +100,7 @@ def test_noise_is_collapsed(judged, pipe):
 
 def test_mush_is_collapsed_although_the_violin_is_gone_and_the_neighbors_are_kept(judged, pipe):
     edit = editforge.erase(pipe, "violin", target="trumpet", progress=False)
-    report = judged(edit.scaled(4))
+    report = judged(edit.scaled(2))
     assert (report.verdict.status, report.passed) == ("collapsed", False)
     assert failed(report) == ["erased images are recognizable"]
     assert report.metrics["presence_name"]["edited"].value <= 0.1
@@ -134,10 +134,10 @@ def test_four_neighbors_wiped_out_fail(judged):
 
 
 def test_a_far_name_wiped_out_fails_by_name(judged):
-    report = judged(worded(**ERASED, elephant="trumpet"))
+    report = judged(worded(**ERASED, lion="trumpet"))
     assert (report.verdict.status, report.passed) == ("neighbor lost", False)
     assert failed(report) == ["no far name is lost"]
-    assert "elephant" in report.verdict.message
+    assert "lion" in report.verdict.message
 
 
 def test_an_alias_that_is_kept_is_not_erased(judged):
@@ -145,7 +145,7 @@ def test_an_alias_that_is_kept_is_not_erased(judged):
     assert (report.verdict.status, report.passed) == ("not erased", False)
     assert failed(report) == ["the aliases are erased"]
     assert "viola" in report.verdict.message
-    assert report.verdict.remedy.aliases == {"violin": ("viola",)}
+    assert "viola" in report.verdict.remedy.aliases["violin"]
 
 
 def test_an_empty_target_is_measured_against_what_the_empty_prompt_draws(judged):
@@ -184,7 +184,7 @@ def test_one_of_thirteen_concepts_kept_is_not_erased_however_small_its_share(pip
         [Concept(name=name) for name in names],
         family_name="emoji",
         targets=dict.fromkeys(names, "trumpet"),
-        counts=Counts(names=2),
+        counts=Counts(names=1, images=4, reference=4),
         progress=False,
     )
     pooled = {check.name: check.holds for check in report.verdict.checks}
@@ -225,7 +225,7 @@ def test_a_twin_as_target_is_the_thing_itself(pipe):
         [Concept(name="ice cream")],
         family_name="emoji",
         targets={"ice cream": "soft ice cream"},
-        counts=Counts(name=16, names=2),
+        counts=Counts(name=16, names=1, images=4),
         progress=False,
     )
     assert (report.verdict.status, report.passed) == ("not erased", False)

@@ -142,13 +142,19 @@ def _base_draws_it(scores: Scores, subjects: Sequence[Subject]) -> Check:
 
 
 def _recognizable(scores: Scores, subjects: Sequence[Subject], strength: float) -> Check:
-    """Against what the base draws for the target; with few images of one concept, clearly so."""
+    """Against what the base draws for the target.
+
+    With few images of a concept, or a target that the base draws badly, the share is too uncertain to
+    decide: there it must be under the threshold clearly, by the upper end of its interval.
+    """
     name = "erased images are recognizable"
     concepts = [subject.name for subject in subjects]
     share = scores.against_reference(concepts)
     if share.value is None or share.hi is None:
         return _unasked(name, share.reason)
-    decides = share.value if share.n >= FEW_IMAGES else share.hi
+    reference = scores.reference.recognizable(concepts)
+    poor = reference.value is None or reference.value < POOR_TARGET
+    decides = share.hi if poor or share.n < FEW_IMAGES else share.value
     holds = decides >= RECOGNIZABLE
     message = (
         f"images of {_names(subjects)} are recognizable {_percent(share)} as often as what the "
