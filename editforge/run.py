@@ -423,13 +423,16 @@ def _content(path: str | None) -> str | None:
         return None
     place = Path(path).expanduser()
     solve = place / "edit" / "solve.safetensors"
-    if solve.is_file():
-        place = solve
-    if place.is_dir():
-        from editforge.workspace import hashes
+    try:
+        if solve.is_file():
+            place = solve
+        if place.is_dir():
+            from editforge.workspace import hashes
 
-        return f"folder:{sha256_json(hashes(place))[:12]}"
-    return f"file:{sha256_file(place)[:12]}" if place.is_file() else path
+            return f"folder:{sha256_json(hashes(place))[:12]}"
+        return f"file:{sha256_file(place)[:12]}" if place.is_file() else path
+    except OSError:  # a text too long for a file name is none
+        return path
 
 
 def _call(stage: str, config: Any, inputs: Any, context: Context) -> Any:

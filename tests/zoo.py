@@ -11,6 +11,11 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from editforge.artifacts.concepts import Concept
+from editforge.evaluate.gate import evaluate_gate
+from editforge.evaluate.generate import default_sampler, sample
+from editforge.evaluate.prompts import Counts, gate_prompts
+
 _drawn: dict = {}
 
 
@@ -73,3 +78,37 @@ def blank(images):
 
 def the_first(images):
     return np.repeat(images[:1], len(images), axis=0)
+
+
+COUNTS = Counts(name=32, reference=16)  # near and far at their full number, the erased at half
+# Without trumpet and dagger: whatever the target, the same near and far names are drawn.
+NEAR = ("guitar", "books", "television", "monkey", "deer", "bear", "scorpion")
+VIOLIN = Concept(name="violin")
+
+
+def draw_base(pipe, folder):
+    """What the base draws for violin and for a trumpet, once for many erasers."""
+    plan = gate_prompts([VIOLIN], "emoji", near=NEAR, targets={"violin": "trumpet"}, counts=COUNTS)
+    sampler = default_sampler("emoji")
+    for label, prompts in (("base", plan.prompts), ("reference", plan.reference)):
+        sample(pipe, prompts, sampler, label=label, progress=False, workdir=folder)
+
+
+def judge(pipe, eraser, folder, target="trumpet"):
+    """The real gate on an eraser of violins; `folder` may hold what the base draws."""
+    return evaluate_gate(
+        pipe,
+        eraser,
+        [VIOLIN],
+        family_name="emoji",
+        near=NEAR,
+        targets={"violin": target},
+        workdir=folder,
+        counts=COUNTS,
+        progress=False,
+    )
+
+
+def failed(report):
+    """The names of the checks that fail."""
+    return [check.name for check in report.verdict.checks if check.holds is False]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import SCHEMA, Neighbors, load_list
 from editforge.errors import RecipeError, did_you_mean
 from editforge.registry import register
@@ -16,6 +17,10 @@ class FileConfig(StageConfig):
     """Options of `mine: file`."""
 
     path: str = Field("neighbors.yaml", description="A list as `mine` writes it.")
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """The list must be there, and be one."""
+        load_list(Neighbors, Path(self.path).expanduser(), SCHEMA)
 
 
 @register("mine", "file")

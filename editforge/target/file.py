@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import load_list
 from editforge.artifacts.targets import SCHEMA, Targets
 from editforge.errors import RecipeError, did_you_mean
@@ -17,6 +18,10 @@ class FileConfig(StageConfig):
     """Options of `target: file`."""
 
     path: str = Field("targets.yaml", description="A list as `target` writes it.")
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """The list must be there, and be one."""
+        load_list(Targets, Path(self.path).expanduser(), SCHEMA)
 
 
 @register("target", "file")
