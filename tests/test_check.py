@@ -8,6 +8,7 @@ import torch
 from editforge.errors import EditforgeError, FamilyError
 from editforge.families.config import ModelConfig
 from editforge.families.open import chosen_device, open_model
+from editforge.run import portable
 from tests.command import QUICK, UNJUDGED, editforge
 from tests.models import family_file, tiny_folder
 
@@ -58,6 +59,8 @@ def earlier(tmp_path_factory):
         ("--method uce --set edit.beyond=all --set edit.captions=lost", ["no such caption file"]),
         ("--target violin", ["nothing would be erased"]),
         ("--set target={use: fixed, texts: {violn: cat}}", ["texts names no erased", "violin"]),
+        ("--set target={use: file, path: lost.yaml}", ["no such file", "lost.yaml"]),
+        ("--set mine={use: file, path: words.txt}", ["words.txt is not a list of this version"]),
         (f"--target {'word ' * 40}", ["cut off by the text encoder"]),
         (f"--preserve {'word ' * 30}end", ["cut off by the text encoder"]),
         (f"--method uce --set edit.templates=['{'of ' * 40}{{n}}']", ["cut off by the text encoder"]),
@@ -90,6 +93,11 @@ def split(line):
     for part in line.strip().split("--")[1:]:
         key, _, value = part.strip().partition(" ")
         yield from (f"--{key}", value)
+
+
+def test_a_text_too_long_for_a_file_name_is_a_text():
+    long = "a/" + "long " * 60
+    assert portable({"text": long}) == {"text": long}
 
 
 def test_the_positive_control_a_dry_run_reads_no_weight_and_a_run_does(tmp_path):
