@@ -6,6 +6,7 @@ and judged by the `gate` tier. Never run it on TEST concepts to choose anything.
     python benchmarks/dev_table.py                                  # the default recipe
     python benchmarks/dev_table.py --method uce --set target.text=
     python benchmarks/dev_table.py --nearest                        # target: the nearest candidate
+    python benchmarks/dev_table.py --table a.json b.json            # of two halves, made with --json
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=Path("runs/.dev-images"))
     parser.add_argument("--pictures", type=Path, help="save each report with its grid here")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
+    parser.add_argument("--table", type=Path, nargs="+", help="print these numbers instead")
     args = parser.parse_args()
+    if args.table:
+        print(table([row for path in args.table for row in json.loads(path.read_text())]))
+        return
     quiet_libraries()
     concepts = args.concepts or list(emoji.manifest().splits["dev"])
     rows = []
@@ -73,11 +78,6 @@ def main() -> None:
             row = {"concept": name, "target": becomes, "rank": found.exact_rank}
             row |= {"seconds": seconds, "status": report.verdict.status}
             row["failed"] = [c.message for c in report.verdict.checks if c.holds is False]
-            row["lost"] = [
-                f"{r.name} {r.base:.2f} to {r.edited:.2f}"
-                for r in report.names
-                if r.set in ("near", "far") and r.base >= 0.75 and r.edited <= r.base / 3
-            ]
             row["drawn_as"] = report.verdict.concepts[0].drawn_as
             for key in ("presence_name", "presence_alias", "recognizable_target"):
                 pair = report.metrics[key]
@@ -94,9 +94,9 @@ def main() -> None:
 
 def table(rows: list[dict]) -> str:
     head = [
-        "| erased | becomes | name drawn (base) | aliases drawn (base) | near kept | far kept "
-        "| verdict |",
-        "|---" * 7 + "|",
+        "| erased | becomes | name drawn (base) | aliases drawn (base) | recognizable (the target) "
+        "| near kept | far kept | verdict |",
+        "|---" * 8 + "|",
     ]
     erased = sum(row["presence_name"]["value"] <= 0.1 for row in rows)
     kept = sum(row["retention_near"]["value"] >= 0.8 for row in rows)
@@ -113,9 +113,11 @@ def table(rows: list[dict]) -> str:
     tail = (
         f"| **mean** | | {average('presence_name')} ({average('presence_name_base')}) "
         f"| {average('presence_alias')} ({average('presence_alias_base')}) "
+        f"| {average('recognizable_target')} ({average('recognizable_target_base')}) "
         f"| {average('retention_near')} | {average('retention_far')} | {passed} of {len(rows)} pass |"
     )
     note = f"\nName at most 0.1: {erased} of {len(rows)}; near kept at least 0.8: {kept}; both: {both}."
+    note += "".join(f"\n{row['concept']}: {what}" for row in rows for what in row["failed"])
     return "\n".join([*head, *(line(row) for row in rows), tail, note])
 
 
@@ -127,7 +129,9 @@ def line(row: dict) -> str:
     return (
         f"| {row['concept']} | {row['target']} | {cell('presence_name')} "
         f"({row['presence_name_base']:.2f}) | {cell('presence_alias')} "
-        f"({row['presence_alias_base']:.2f}) | {cell('retention_near')} | {cell('retention_far')} "
+        f"({row['presence_alias_base']:.2f}) | {row['recognizable_target']['value']:.2f} "
+        f"({row['recognizable_target_base']:.2f}) | {cell('retention_near')} "
+        f"| {cell('retention_far')} "
         f"| {row['status']} |"
     )
 
