@@ -60,7 +60,7 @@ def _listed(value: Any) -> Any:
     return value if value is None or isinstance(value, (list, tuple)) else [value]
 
 
-Mine = Annotated[SerializeAsAny[StageConfig], _stage("mine")]
+Mine = Annotated[SerializeAsAny[StageConfig], _stage("mine", needed=True)]
 
 
 class EvaluateConfig(_Section):

@@ -68,17 +68,20 @@ def test_a_violin_that_becomes_a_trumpet_is_erased(gate, tmp_path):
     assert Report.load(tmp_path / "report") == report
     text = (tmp_path / "report" / "editforge_results.json").read_text()
     assert str(tmp_path) not in text
-    assert json.loads(text)["schema"] == "editforge.results/1"
+    assert json.loads(text)["schema"] == "editforge.results/2"
     assert (tmp_path / "report" / "grid.png").read_bytes() == report.pictures["grid.png"]
     assert "images/neighbor_000.png" in report.pictures
     assert "images/far_003.png" in report.pictures
     assert "violin is drawn in 0%" in report.summary()
 
 
-def test_half_an_erasure_proposes_a_strength_or_the_words_that_are_left(gate):
+def test_half_an_erasure_proposes_a_strength(gate):
     report = gate(worded(fiddle="trumpet", viola="trumpet"), strength=2)
     assert report.verdict.status == "not erased"
     assert report.verdict.remedy.strength == 4
+
+
+def test_half_an_erasure_proposes_the_words_that_are_left(gate):
     report = gate(worded(violin="trumpet"), strength=2)
     assert report.verdict.status == "not erased"
     assert "alias" in report.verdict.message
@@ -359,11 +362,11 @@ def test_no_concepts_are_refused_and_every_seed_has_scoring_seeds():
 
 
 def test_the_reference_is_the_target_on_the_noise_of_the_first_name_images():
-    plan = gate_prompts(VIOLIN, "emoji", targets={"violin": "trumpet"})
+    plan = gate_prompts(VIOLIN, "emoji", targets={"violin": "dagger"})
     assert plan.drawn == 544
     own = {p.id: p for p in plan.prompts if p.set == "name"}
     for prompt in plan.reference:
-        assert prompt.text == own[prompt.id].text.replace("violin", "trumpet")
+        assert prompt.text == own[prompt.id].text.replace("violin", "dagger")
         assert prompt.seeds == own[prompt.id].seeds[:4]
     empty = gate_prompts(VIOLIN, "emoji", targets={"violin": ""})
     assert {p.text for p in empty.reference} == {""}
@@ -388,7 +391,8 @@ def test_a_family_draws_with_the_sampler_that_it_names():
         "guidance": 4.0,
         "size": None,
     }
-    assert own_size(tiny_pipeline("sdxl")) == 16
+    tiny = tiny_pipeline("sdxl")
+    assert own_size(tiny) == tiny.default_sample_size * tiny.vae_scale_factor
 
 
 def test_a_report_refuses_what_is_not_a_number(tmp_path):

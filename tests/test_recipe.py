@@ -299,6 +299,8 @@ def test_yaml_that_we_write_reads_back_as_it_was(value):
 
 @settings(deadline=None, max_examples=60)
 @given(body=st.dictionaries(st.sampled_from([*Recipe.model_fields, "x"]), values, max_size=4))
+@example(body={"mine": [None]})
+@example(body={"target": None})
 def test_any_mapping_is_a_recipe_or_a_readable_refusal(body):
     with contextlib.suppress(EditforgeError):
         assert resolve({**VIOLIN, **body}).concepts
