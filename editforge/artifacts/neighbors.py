@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editforge.artifacts.concepts import Name
 from editforge.disk import dump_yaml, read_yaml, write_text
-from editforge.errors import RecipeError
+from editforge.errors import RecipeError, did_you_mean
 
 SCHEMA = "editforge.neighbors/1"
 T = TypeVar("T", bound=BaseModel)
@@ -146,6 +147,25 @@ class Neighbors(_Data):
             RecipeError: the key, the value and what is allowed.
         """
         return load_list(cls, folder / "neighbors.yaml", SCHEMA)
+
+
+def given_list(cls: type[T], path: str, schema: str, erased: Sequence[str]) -> T:
+    """A list that a recipe names instead of what a stage finds: of erased concepts alone.
+
+    Raises:
+        RecipeError: no such file, no such list, or one of a concept that is not erased.
+    """
+    found: Any = load_list(cls, Path(path).expanduser(), schema)
+    for row in found.concepts:
+        if row.concept not in erased:
+            raise RecipeError(
+                "the list names a concept that is not erased",
+                got=f"{row.concept!r} in {path}",
+                allowed=did_you_mean(row.concept, erased),
+                next="take its row out, or erase it too",
+            )
+    checked: T = found
+    return checked
 
 
 def load_list(cls: type[T], path: Path, schema: str) -> T:

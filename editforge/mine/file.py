@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
 from editforge.artifacts.concepts import Concept
-from editforge.artifacts.neighbors import SCHEMA, Neighbors, load_list
-from editforge.errors import RecipeError, did_you_mean
+from editforge.artifacts.neighbors import SCHEMA, Neighbors, given_list
 from editforge.registry import register
 from editforge.stages import Context, MineInputs, StageConfig
 
@@ -19,8 +16,12 @@ class FileConfig(StageConfig):
     path: str = Field("neighbors.yaml", description="A list as `mine` writes it.")
 
     def check_early(self, concepts: tuple[Concept, ...]) -> None:
-        """The list must be there, and be one."""
-        load_list(Neighbors, Path(self.path).expanduser(), SCHEMA)
+        """The list must be there, and be one of these concepts."""
+        self.read(concepts)
+
+    def read(self, concepts: tuple[Concept, ...]) -> Neighbors:
+        """The list, checked; see `given_list`."""
+        return given_list(Neighbors, self.path, SCHEMA, [concept.name for concept in concepts])
 
 
 @register("mine", "file")
@@ -30,14 +31,4 @@ def file(inputs: MineInputs, config: FileConfig, context: Context) -> Neighbors:
     Raises:
         RecipeError: no such file, no such list, or one of a concept that is not erased.
     """
-    found = load_list(Neighbors, Path(config.path).expanduser(), SCHEMA)
-    names = [concept.name for concept in inputs.concepts]
-    for row in found.concepts:
-        if row.concept not in names:
-            raise RecipeError(
-                "the list names a concept that is not erased",
-                got=f"{row.concept!r} in {config.path}",
-                allowed=did_you_mean(row.concept, names),
-                next="take its row out, or erase it too",
-            )
-    return found
+    return config.read(inputs.concepts)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field
 
 from editforge.artifacts.concepts import Concept
-from editforge.artifacts.neighbors import load_list
+from editforge.artifacts.neighbors import given_list
 from editforge.artifacts.targets import SCHEMA, Targets
-from editforge.errors import RecipeError, did_you_mean
+from editforge.errors import RecipeError
 from editforge.registry import register
 from editforge.stages import Context, StageConfig, TargetInputs
 
@@ -20,8 +18,12 @@ class FileConfig(StageConfig):
     path: str = Field("targets.yaml", description="A list as `target` writes it.")
 
     def check_early(self, concepts: tuple[Concept, ...]) -> None:
-        """The list must be there, and be one."""
-        load_list(Targets, Path(self.path).expanduser(), SCHEMA)
+        """The list must be there, and be one of these concepts."""
+        self.read(concepts)
+
+    def read(self, concepts: tuple[Concept, ...]) -> Targets:
+        """The list, checked; see `given_list`."""
+        return given_list(Targets, self.path, SCHEMA, [concept.name for concept in concepts])
 
 
 @register("target", "file")
@@ -36,17 +38,8 @@ def file(inputs: TargetInputs, config: FileConfig, context: Context) -> Targets:
         raise RecipeError(
             "two preserve lists", got=", ".join(inputs.preserve), next=f"add them to {config.path}"
         )
-    found = load_list(Targets, Path(config.path).expanduser(), SCHEMA)
-    names = [concept.name for concept in inputs.concepts]
-    for row in found.concepts:
-        if row.concept not in names:
-            raise RecipeError(
-                "the list names a concept that is not erased",
-                got=f"{row.concept!r} in {config.path}",
-                allowed=did_you_mean(row.concept, names),
-                next="take its row out, or erase it too",
-            )
-    rows = [found.of(name) for name in names]
+    found = config.read(inputs.concepts)
+    rows = [found.of(concept.name) for concept in inputs.concepts]
     for text in [row.target for row in rows if row.target] + found.preserved:
         context.model.encoder.check(text)
     yours = tuple(row.model_copy(update={"reason": "yours", "candidates": ()}) for row in rows)
