@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from editforge.errors import HubError
-from editforge.families.config import HUB_ID
+from editforge.families.config import is_repository
 
 # Named one by one: a Hub id may end in a version, `.0` or `.1-noVAE`.
 _FILES = (".safetensors", ".ckpt", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".zip",
@@ -21,9 +21,21 @@ def is_hub_id(text: str) -> bool:
 
     A path starts with `.`, `~` or `/`, ends like a file, exists, or lies in a folder that does.
     """
-    if not HUB_ID.fullmatch(text) or text.casefold().endswith(_FILES):
+    if text.casefold().endswith(_FILES) or not is_repository(text):
         return False
     return not Path(text.partition("/")[0]).is_dir()
+
+
+def transport_error() -> type[BaseException]:
+    """The common error of the HTTP library below the Hub's client: lost connections, timeouts.
+
+    That library has changed from requests to httpx to httpx2, so nothing of it is named: whatever
+    it is, the client's own `HfHubHTTPError` derives from its error first.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    error: type[BaseException] = HfHubHTTPError.__bases__[0]
+    return error
 
 
 def hub_failure(name: str, error: BaseException) -> HubError:

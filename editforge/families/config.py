@@ -34,7 +34,7 @@ class ModelConfig(BaseModel):
     def _base_names_a_hub_model(self) -> ModelConfig:
         if self.base is None:
             return self
-        if not _is_repository(self.base) or self.base == EMBEDDED:
+        if not is_repository(self.base) or self.base == EMBEDDED:
             raise RecipeError(
                 "the base is no Hub id",
                 got=f"model.base = {self.base}",
@@ -45,7 +45,10 @@ class ModelConfig(BaseModel):
         return self
 
 
-def _is_repository(name: str) -> bool:
+def is_repository(name: str) -> bool:
+    """Whether the Hub could have a repository of this name, `OWNER/NAME`."""
+    if not HUB_ID.fullmatch(name):
+        return False
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils._validators import validate_repo_id
 
@@ -53,7 +56,7 @@ def _is_repository(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return HUB_ID.fullmatch(name) is not None
+    return True
 
 
 def base_is_known(config: ModelConfig) -> RecipeError:

@@ -15,7 +15,7 @@ from editforge.families.model import Model, Origin, detect, read_config, weight_
 from editforge.families.outline import Outline, wanted
 from editforge.families.schema import load_family
 from editforge.files import read_header
-from editforge.places import hub_failure, is_hub_id
+from editforge.places import hub_failure, is_hub_id, transport_error
 
 _PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 
@@ -127,7 +127,6 @@ def _listed(config: ModelConfig) -> Outline | None:
     from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    unanswered: type[BaseException] = HfHubHTTPError.__bases__[0]  # the HTTP library's own error
     try:
         info = model_info(config.id, revision=config.revision, files_metadata=True)
         listed = {row.rfilename: row.size or 0 for row in info.siblings or ()}
@@ -143,7 +142,7 @@ def _listed(config: ModelConfig) -> Outline | None:
         return None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise hub_failure(config.id, error) from None
-    except unanswered:
+    except transport_error():
         return None
     index = read_config(folder / "model_index.json")
     unet = read_config(folder / "unet" / "config.json")
@@ -188,13 +187,10 @@ def _license_facts(repo: str, revision: str | None) -> dict[str, Any] | None:
     A license is never a reason not to edit: whatever keeps the card from us, its facts stay absent.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # The HTTP library's own error, whichever library it is: see hub/calls.py.
-    transport: type[BaseException] = HfHubHTTPError.__bases__[0]
     try:
         card = HfApi().model_info(repo, revision=revision, timeout=10).card_data
-    except (transport, OSError, ValueError):
+    except (transport_error(), OSError, ValueError):
         return None
     keys = ("license", "license_name", "license_link")
     facts = {key: getattr(card, key, None) for key in keys}

@@ -1,7 +1,6 @@
 """The Hub client's calls with bounded patience, and its failures in our own four parts.
 
-The HTTP library below the client has changed from requests to httpx to httpx2, so nothing of it is
-named here: whatever it is, `HfHubHTTPError` derives from its common error. What the Hub says is cut
+Nothing of the HTTP library below the client is named here. What the Hub says is cut
 short and cleaned of the token before anybody sees it. Where it says how long it wants to be left
 alone, that is how long we wait; the client parses the same two headers, but not for every call.
 """
@@ -17,11 +16,11 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from editforge.errors import HubError
+from editforge.places import transport_error
 
 ATTEMPTS = 5  # where the Hub does not say how long to wait
 PATIENCE = 600  # seconds in all that one Line waits because the Hub asked for it
-# The first base is the HTTP library's own error, of which lost connections and timeouts are kinds.
-_TRANSPORT: type[BaseException] = HfHubHTTPError.__bases__[0]
+_TRANSPORT = transport_error()
 _AGAIN = "run the same command again: what has arrived is not sent twice"
 _NEXT = {
     400: "read what the Hub says above, correct the package, and push again",

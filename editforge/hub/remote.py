@@ -142,6 +142,17 @@ class Remote:
             return str(entry.lfs.sha256)
         return sha256_file(self.fetch(entry.path, revision, room))
 
+    def digests(self, entry: RepoFile, revision: str, room: Path) -> frozenset[str]:
+        """Every sha256 that there is of a file: one, if nothing is wrong.
+
+        What the Hub says of large files, what was fetched to `room` of others; of the LoRA, which
+        users get, both.
+        """
+        known = [self.sha256(entry, revision, room)]
+        if entry.path == LORA and entry.lfs is not None:
+            known.append(sha256_file(self.fetch(LORA, revision, room)))
+        return frozenset(known)
+
     def commit(
         self,
         local: Staged,
@@ -190,13 +201,9 @@ class Remote:
                 if entry is None:
                     wrong.append(f"{name} is missing")
                     continue
-                digests = {self.sha256(entry, commit, Path(room))}
-                if name == LORA:
-                    copy = self.fetch(name, commit, Path(room))
-                    digests.add(sha256_file(copy))
-                if digests != {local.files[name]}:
+                if self.digests(entry, commit, Path(room)) != {local.files[name]}:
                     wrong.append(f"{name} has another sha256")
-                elif name == LORA and _table(copy) != _table(local.folder / name):
+                elif name == LORA and _table(Path(room, name)) != _table(local.folder / name):
                     wrong.append(f"{name} holds other tensors")
         if wrong:
             raise HubError(

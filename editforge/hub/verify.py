@@ -13,14 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
 
-from editforge.disk import sha256_file
 from editforge.errors import PackageError
 from editforge.hub.calls import Line
-from editforge.hub.remote import ADDED, LORA, Remote
-from editforge.package.verify import FACTS, listed_files
+from editforge.hub.remote import ADDED, Remote
+from editforge.package.verify import FACTS, differences, listed_files
 from editforge.places import is_hub_id
 
 
@@ -47,13 +44,7 @@ def verify_repository(
         PackageError: no such folder and no repository name; or no package is there.
         HubError: the Hub did not say.
     """
-    try:
-        validate_repo_id(repo)
-    except HFValidationError:
-        named = False
-    else:
-        named = is_hub_id(repo)
-    if not named:
+    if not is_hub_id(repo):
         raise PackageError("no such folder", got=repo, allowed="a run, a package, or OWNER/NAME")
     remote = Remote(client or HfApi(), Line(say, pause), repo)
     commit = remote.look().commit
@@ -64,13 +55,8 @@ def verify_repository(
         rows = listed_files(remote.fetch(FACTS, commit, Path(room)))
         if rows is None:
             return [f"{FACTS}: no table of files"]
-        present = set(tree) - ADDED - {FACTS}
-        problems = [f"{name}: missing" for name in sorted(set(rows) - present)]
-        problems += [f"{name}: not listed" for name in sorted(present - set(rows))]
-        for name in sorted(present & set(rows)):
-            digests = {remote.sha256(tree[name], commit, Path(room))}
-            if name == LORA:
-                digests.add(sha256_file(remote.fetch(name, commit, Path(room))))
-            if digests != {rows[name]}:
-                problems.append(f"{name}: changed")
-    return problems
+        return differences(
+            rows,
+            set(tree) - ADDED - {FACTS},
+            lambda name: remote.digests(tree[name], commit, Path(room)) == {rows[name]},
+        )

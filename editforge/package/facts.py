@@ -24,7 +24,7 @@ from pydantic import (
 from editforge.artifacts.concepts import Concept, Kind, Name
 from editforge.disk import parse_yaml, read_json
 from editforge.errors import PackageError
-from editforge.families.config import EMBEDDED, HUB_ID, ModelConfig
+from editforge.families.config import EMBEDDED, ModelConfig, is_repository
 from editforge.package.verify import FACTS
 
 EXPORTS = ("lora", "unet", "pipeline", "single-file")
@@ -174,7 +174,7 @@ def base_config(label: str, revision: str | None) -> ModelConfig | None:
     """The base that a label names: the embedded model or a Hub id; a local one has no address."""
     if label == EMBEDDED:
         return ModelConfig(id="emoji")
-    return ModelConfig(id=label, revision=revision) if HUB_ID.fullmatch(label) else None
+    return ModelConfig(id=label, revision=revision) if is_repository(label) else None
 
 
 def repository(place: Path) -> Path | None:
