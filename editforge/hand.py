@@ -7,6 +7,7 @@ the package carries that file. So the command on the card gives the weights on t
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,16 @@ def pinned(body: dict[str, Any], hand: Hand, places: Mapping[str, str] = LISTS) 
     return {**body, **stages}
 
 
-def as_options(hand: Hand, run: Path) -> list[str]:
-    """What a command must be given to start from this run's lists."""
+def from_record(provenance: Mapping[str, Any]) -> Hand:
+    """The edited lists that an edit's provenance names; the inverse of `record`."""
+    said = {row["list"]: row["changes"] for row in provenance.get("edited_by_hand", [])}
+    return {stage: said[name] for stage, name in LISTS.items() if name in said}
+
+
+def starting_from(run: Path, recipe: Recipe, hand: Hand) -> tuple[str, Recipe]:
+    """The command that repeats a run from its own lists, and the recipe which that command has."""
     places = {stage: str(run / stage / name) for stage, name in LISTS.items()}
     stages = pinned({}, hand, places)
-    return [f"--set={stage}={json.dumps(value)}" for stage, value in stages.items()]
+    options = [f"--set={stage}={json.dumps(value)}" for stage, value in stages.items()]
+    command = shlex.join(["editforge", "run", str(run / "recipe.yaml"), *options])
+    return command, Recipe.model_validate(recipe.model_dump(mode="json") | stages)

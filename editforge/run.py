@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from editforge import __version__, registry
+from editforge import registry
 from editforge.again import next_command
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbors
@@ -20,13 +20,14 @@ from editforge.artifacts.system import System
 from editforge.artifacts.targets import Targets
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.check import check, check_model
-from editforge.disk import dump_yaml, sha256_file, sha256_json
+from editforge.disk import dump_yaml, sha256_json
 from editforge.evaluate.shipped import Shipped
 from editforge.families.model import Model
 from editforge.families.open import open_model
 from editforge.follow import Follower
-from editforge.hand import Hand, by_hand, carried, pinned, record, with_own_reasons
+from editforge.hand import Hand, by_hand, carried, pinned, with_own_reasons
 from editforge.package.facts import read_claims
+from editforge.public import content_of, portable, provenance_of, public_recipe
 from editforge.recipe import Recipe
 from editforge.stages import AlignInputs, Context, EditInputs, EditOutput, MineInputs, TargetInputs
 from editforge.team import Team, launch_notes
@@ -221,7 +222,7 @@ class _Plan:
         targets = with_own_reasons(targets, written["target"])
         self._say_targets(targets, hand)
         inputs = {"mine": mined, "target": aimed}
-        earlier = _content(recipe.continue_from)
+        earlier = content_of(recipe.continue_from)
         last = self._stage(
             "edit",
             [recipe.edit, earlier, *([hand] if hand else [])],
@@ -367,72 +368,6 @@ class _Plan:
             exports=self._recipe.package.export,
             dtype=self._recipe.package.dtype,
         )
-
-
-def provenance_of(recipe: Recipe, targets: Targets, context: Context, hand: Hand) -> dict[str, Any]:
-    """What every edit says about itself: method, base, concepts, lists edited by hand; no path."""
-    model = context.model
-    public = pinned(public_recipe(recipe, model.label), hand)
-    rows = [
-        {**concept.model_dump(mode="json"), "target": targets.of(concept.name).target}
-        for concept in recipe.concepts
-    ]
-    return {
-        "method": recipe.method,
-        "preset": recipe.preset,
-        "family": model.family.name,
-        "base_model": model.label,
-        "base_revision": model.revision,
-        "base_sha256": model.base_sha256,
-        "erased": rows,
-        "combined": "one concept" if len(rows) == 1 else "joint",
-        "preserve": targets.preserved,
-        "seed": recipe.seed,
-        "recipe_sha256": sha256_json(public),
-        "editforge_version": __version__,
-        **({"edited_by_hand": record(hand)} if hand else {}),
-    }
-
-
-def public_recipe(recipe: Recipe, label: str) -> dict[str, Any]:
-    """The recipe with local paths replaced by what they contain: fit for a card."""
-    body: dict[str, Any] = portable(recipe)
-    body["model"]["id"] = "emoji" if recipe.model.id == "emoji" else label
-    body["model"]["base"] = None  # the label says it
-    return body
-
-
-def portable(value: Any) -> Any:
-    """JSON data in which every string that names a local file is `file:<sha256>`."""
-    if hasattr(value, "model_dump"):
-        value = value.model_dump(mode="json")
-    if isinstance(value, dict):
-        return {key: portable(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [portable(inner) for inner in value]
-    if isinstance(value, str) and (
-        "/" in value or "\\" in value or value.endswith((".txt", ".yaml"))
-    ):
-        return _content(value)
-    return value
-
-
-def _content(path: str | None) -> str | None:
-    """A local file or run by what it holds; any other text as it is."""
-    if path is None:
-        return None
-    place = Path(path).expanduser()
-    solve = place / "edit" / "solve.safetensors"
-    try:
-        if solve.is_file():
-            place = solve
-        if place.is_dir():
-            from editforge.workspace import hashes
-
-            return f"folder:{sha256_json(hashes(place))[:12]}"
-        return f"file:{sha256_file(place)[:12]}" if place.is_file() else path
-    except OSError:  # a text too long for a file name is none
-        return path
 
 
 def _call(stage: str, config: Any, inputs: Any, context: Context) -> Any:

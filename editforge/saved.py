@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from editforge.again import fresh_folder, next_command
+from editforge.api import load_edit
 from editforge.artifacts.report import Report
 from editforge.artifacts.targets import Targets
 from editforge.errors import EditforgeError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.found import find
+from editforge.hand import from_record, starting_from
 from editforge.package.facts import repository
 from editforge.places import hub_failure, is_hub_id
 from editforge.recipe import resolve
@@ -102,13 +104,17 @@ def remedy_of(place: str, report: Report) -> str | None:
     file = own if own.is_file() or folder is None else folder / "reproduce" / "recipe.yaml"
     if not file.is_file() or (file != own and _AWAY.search(file.read_text(encoding="utf-8"))):
         return None
-    targets = Targets.load(where / "target") if file == own else None
-    output = fresh_folder(where if file == own else Path("runs") / "again")
-    command = shlex.join(["editforge", "run", str(file)])
     try:
         recipe = resolve(str(file))
     except EditforgeError:  # a stranger's: the verdict stands without it
         return None
+    if file == own:
+        targets, output = Targets.load(where / "target"), fresh_folder(where)
+        hand = from_record(load_edit(where).provenance)
+        command, recipe = starting_from(where, recipe, hand)
+    else:
+        targets, output = None, fresh_folder(Path("runs") / "again")
+        command = shlex.join(["editforge", "run", str(file)])
     return next_command(recipe, report.verdict.remedy, targets, command, str(output))
 
 

@@ -8,7 +8,7 @@ import torch
 from editforge.errors import EditforgeError, FamilyError
 from editforge.families.config import ModelConfig
 from editforge.families.open import chosen_device, open_model
-from editforge.run import portable
+from editforge.public import portable
 from tests.command import QUICK, UNJUDGED, editforge
 from tests.models import family_file, tiny_folder
 

@@ -10,14 +10,17 @@ import shlex
 import shutil
 import signal
 import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from editforge.artifacts.report import Remedy
 from editforge.disk import read_yaml
 from editforge.files import read_tensors
-from editforge.hand import as_options
+from editforge.hand import starting_from
+from editforge.recipe import resolve
+from editforge.saved import remedy_of
 from tests.command import QUICK, UNJUDGED, editforge, start
 from tests.test_cli import FEW_PICTURES
 
@@ -535,11 +538,22 @@ def test_a_list_that_does_not_fit_the_recipe_is_refused(sets, words, chosen, tmp
 def test_the_hint_of_an_edited_run_starts_from_its_lists(own):
     """The gate fails on this one; what it proposes keeps what the person chose."""
     hand = {"target": ["violin target: dagger -> guitar"]}
-    options = as_options(hand, Path("run"))
     retarget(own)
     assert editforge(*CHOSEN, cwd=own).code == 0
-    line = ("run", "run/recipe.yaml", *options, "--set=strength=1.2", "--output=next", "--json")
+    command, recipe = starting_from(own / "run", resolve(str(own / "run/recipe.yaml")), hand)
+    assert recipe.target.use == "file"
+    line = (*shlex.split(command)[1:], "--set=strength=1.2", "--output=next", "--json")
     done = editforge(*line, cwd=own)
+    assert done.code == 0, done.err
+    assert done.json["targets"] == {"violin": "guitar"}
+
+
+def test_the_hint_for_an_edited_run_that_is_judged_again_starts_from_its_lists_too(own):
+    retarget(own)
+    assert editforge(*CHOSEN, cwd=own).code == 0
+    failed = SimpleNamespace(verdict=SimpleNamespace(remedy=Remedy(strength=1.2)))
+    hint = remedy_of(str(own / "run"), failed)
+    done = editforge(*shlex.split(hint)[1:], "--json", cwd=own)
     assert done.code == 0, done.err
     assert done.json["targets"] == {"violin": "guitar"}
 

@@ -214,19 +214,15 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
 def _remedy(result: Result, recipe: Recipe, command: str) -> str:
     """What a failed verdict proposes, in a new folder beside this one; else to look again."""
     from editforge.again import fresh_folder, next_command
-    from editforge.hand import as_options, pinned
-    from editforge.recipe import Recipe
+    from editforge.hand import starting_from
     from editforge.workspace import RERUN
 
     folder, report = result.folder, result.report
-    by_file = shlex.join(["editforge", "run", str(folder / "recipe.yaml")])
-    same = by_file if command == RERUN else command
-    if lists := as_options(result.hand, folder):
-        same = f"{by_file} {shlex.join(lists)}"
-        recipe = Recipe.model_validate(pinned(recipe.model_dump(mode="json"), result.hand))
+    if result.hand or command == RERUN:
+        command, recipe = starting_from(folder, recipe, result.hand)
     other = str(fresh_folder(folder))
     remedy = report.verdict.remedy if report else None
-    found = next_command(recipe, remedy, result.targets, same, other)
+    found = next_command(recipe, remedy, result.targets, command, other)
     return found or shlex.join(["editforge", "evaluate", str(folder)])
 
 
