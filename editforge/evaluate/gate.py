@@ -129,7 +129,7 @@ def evaluate_gate(
         ),
         family=family_name,
         metrics=_metrics(scores),
-        names=scores.rates(),
+        names=scores.rates,
         judges=tuple({"name": judge.name, "sha256": judge.sha256} for judge in judges),
         sampler=sampler.record(),
         seeds={"gate": seed, "first": plan.prompts[0].seeds[0], "block": "scoring"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +129,7 @@ class Scores:
                     found[f"{which}_{kind}"] = metrics.mean(columns, seed=self.seed)
         return found
 
+    @cached_property
     def rates(self) -> tuple[NameRate, ...]:
         """One line for each name of each set."""
         lines = []

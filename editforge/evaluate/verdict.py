@@ -77,12 +77,12 @@ def poor_targets(
 
 def _worst(asked: _Asked, own: tuple[ConceptVerdict, ...], scores: Scores) -> Verdict:
     checks = tuple(check for _, check in asked)
-    failed = [(status, check) for status, check in asked if check.holds is False]
+    failed = _failed(asked)
     if not failed:
         said = [check.message for check in checks if check.name in _SAID]
         message = "; ".join(said)
         return Verdict(status="erased", passed=True, message=message, checks=checks, concepts=own)
-    status, check = min(failed, key=lambda item: _WORST_FIRST.index(item[0]))
+    status, check = failed[0]
     return Verdict(
         status=status,
         passed=None if status == "not judged" else False,
@@ -99,18 +99,21 @@ def _concept(scores: Scores, subject: Subject, strength: float) -> ConceptVerdic
     asked: _Asked = [("not judged", drawn)]
     if drawn.holds:
         asked += _of_concepts(scores, [subject], strength)
-    failed = [(status, check) for status, check in asked if check.holds is False]
-    status, check = min(
-        failed, key=lambda item: _WORST_FIRST.index(item[0]), default=("erased", drawn)
-    )
-    name = next((c for s, c in asked if s == "not erased"), drawn)
+    kept: tuple[Status, Check] = ("erased", next((c for s, c in asked if s == "not erased"), drawn))
+    status, check = next(iter(_failed(asked)), kept)
     return ConceptVerdict(
         name=subject.name,
         status=status,
-        message=check.message if failed else name.message,
+        message=check.message,
         drawn_as=scores.drawn_as(subject.name),
         checks=tuple(check for _, check in asked),
     )
+
+
+def _failed(asked: _Asked) -> _Asked:
+    """What does not hold, the worst first; of equal ones in the order of asking."""
+    failed = [(status, check) for status, check in asked if check.holds is False]
+    return sorted(failed, key=lambda item: _WORST_FIRST.index(item[0]))
 
 
 def _of_concepts(scores: Scores, subjects: Sequence[Subject], strength: float) -> _Asked:
@@ -207,7 +210,7 @@ def _erased(scores: Scores, which: Set, subjects: Sequence[Subject], strength: f
         return _unasked(name, f"the base draws it in {_percent(base)} of {base.n} images")
     words = {word for s in subjects for word in ((s.name,) if which == "name" else s.aliases)}
     worst = sorted(
-        (r for r in scores.rates() if r.set == which and r.name in words and r.edited),
+        (r for r in scores.rates if r.set == which and r.name in words and r.edited),
         key=lambda rate: -(rate.edited or 0),
     )[:3]
     if holds:
@@ -273,7 +276,7 @@ def _none_wiped(scores: Scores, which: Set, strength: float) -> Check:
 
 
 def _drawn(scores: Scores, which: Set) -> list[NameRate]:
-    return [rate for rate in scores.rates() if rate.set == which and rate.base]
+    return [rate for rate in scores.rates if rate.set == which and rate.base]
 
 
 def _left(rate: NameRate) -> float:

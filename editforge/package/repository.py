@@ -86,6 +86,8 @@ def listed_words(lists: Mapping[str, str]) -> list[str]:
 
     No others: every word that is public here is left out where `scan` looks for leaks.
     """
+    if not lists:
+        return []
     named = [mark.pattern for mark in marks() if mark.name in ("the user name", "the host name")]
     words: list[str] = []
     for name, text in lists.items():
