@@ -9,6 +9,7 @@ the endpoint is one where nobody answers, so that a test which would need the ne
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import tempfile
 
@@ -45,3 +46,30 @@ def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
     close_session()
+
+
+@pytest.fixture(scope="module")
+def zoo_pipe():
+    """The embedded model, whose erasers `tests/zoo.py` keeps."""
+    from editforge import emoji
+
+    return emoji.load_pipeline()
+
+
+@pytest.fixture(scope="module")
+def zoo_base(zoo_pipe, tmp_path_factory):
+    """A folder with what it draws for violin and for a trumpet, once for many erasers."""
+    from tests.zoo import draw_base
+
+    folder = tmp_path_factory.mktemp("base")
+    draw_base(zoo_pipe, folder)
+    return folder
+
+
+@pytest.fixture
+def judged(zoo_pipe, zoo_base, tmp_path):
+    """The real gate on an eraser of violins: `judged(eraser, target="trumpet")`."""
+    from tests.zoo import judge
+
+    shutil.copytree(zoo_base, tmp_path / "work")
+    return lambda eraser, target="trumpet": judge(zoo_pipe, eraser, tmp_path / "work", target)

@@ -3,32 +3,9 @@
 Here those that change prompts or pictures; `test_zoo_edits.py` has those that change weights.
 """
 
-import shutil
-
-import pytest
-
-from editforge import emoji
-from tests.zoo import blank, draw_base, drawing, failed, judge, the_first, worded
+from tests.zoo import blank, drawing, failed, the_first, worded
 
 ERASED = {"violin": "trumpet", "fiddle": "trumpet", "viola": "trumpet"}
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return emoji.load_pipeline()
-
-
-@pytest.fixture(scope="module")
-def base_images(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    draw_base(pipe, folder)
-    return folder
-
-
-@pytest.fixture
-def judged(pipe, base_images, tmp_path):
-    shutil.copytree(base_images, tmp_path / "work")
-    return lambda eraser, target="trumpet": judge(pipe, eraser, tmp_path / "work", target)
 
 
 def test_a_violin_that_becomes_a_trumpet_is_erased(judged):

@@ -1,15 +1,11 @@
 """The zoo's erasers that change weights, and those of several concepts; see `test_zoo.py`."""
 
-import shutil
-
-import pytest
-
 import editforge
 from editforge import emoji
 from editforge.artifacts.concepts import Concept
 from editforge.evaluate.gate import evaluate_gate
 from editforge.evaluate.prompts import Counts
-from tests.zoo import Noise, draw_base, failed, judge, worded
+from tests.zoo import Noise, failed, worded
 
 TWELVE = (
     "spider",
@@ -24,51 +20,33 @@ TWELVE = (
 TWELVE += ("robot", "scissors", "wrapped gift", "candle")
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return emoji.load_pipeline()
-
-
-@pytest.fixture(scope="module")
-def base_images(pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    draw_base(pipe, folder)
-    return folder
-
-
-@pytest.fixture
-def judged(pipe, base_images, tmp_path):
-    shutil.copytree(base_images, tmp_path / "work")
-    return lambda eraser, target="trumpet": judge(pipe, eraser, tmp_path / "work", target)
-
-
-def test_noise_is_collapsed(judged, pipe):
-    before = {key: value.clone() for key, value in pipe.unet.state_dict().items()}
+def test_noise_is_collapsed(judged, zoo_pipe):
+    before = {key: value.clone() for key, value in zoo_pipe.unet.state_dict().items()}
     report = judged(Noise())
     assert (report.verdict.status, report.passed) == ("collapsed", False)
-    assert all(before[key].equal(value) for key, value in pipe.unet.state_dict().items())
+    assert all(before[key].equal(value) for key, value in zoo_pipe.unet.state_dict().items())
 
 
-def test_mush_is_collapsed_although_the_violin_is_gone_and_the_neighbors_are_kept(judged, pipe):
-    edit = editforge.erase(pipe, "violin", target="trumpet", progress=False)
+def test_mush_is_collapsed_although_the_violin_is_gone_and_the_neighbors_are_kept(judged, zoo_pipe):
+    edit = editforge.erase(zoo_pipe, "violin", target="trumpet", progress=False)
     report = judged(edit.scaled(2))
     assert (report.verdict.status, report.passed) == ("collapsed", False)
     assert failed(report) == ["erased images are recognizable"]
     assert report.metrics["presence_name"]["edited"].value <= 0.1
 
 
-def test_a_real_edit_passes(judged, pipe):
-    report = judged(editforge.erase(pipe, "violin", target="trumpet", progress=False))
+def test_a_real_edit_passes(judged, zoo_pipe):
+    report = judged(editforge.erase(zoo_pipe, "violin", target="trumpet", progress=False))
     assert (report.verdict.status, report.passed) == ("erased", True), report.verdict.message
 
 
-def test_a_real_edit_to_nothing_at_all_passes(judged, pipe):
-    edit = editforge.erase(pipe, "violin", target="", progress=False)
+def test_a_real_edit_to_nothing_at_all_passes(judged, zoo_pipe):
+    edit = editforge.erase(zoo_pipe, "violin", target="", progress=False)
     report = judged(edit, target="")
     assert (report.verdict.status, report.passed) == ("erased", True), report.verdict.message
 
 
-def test_one_of_thirteen_concepts_kept_is_not_erased_however_small_its_share(pipe):
+def test_one_of_thirteen_concepts_kept_is_not_erased_however_small_its_share(zoo_pipe):
     names = (*TWELVE, "violin")
     words = {name.replace(" ", "_"): "trumpet" for name in names if name != "spider"}
     aliases = [alias for name in names for alias in emoji.manifest().find(name).aliases]
@@ -76,7 +54,7 @@ def test_one_of_thirteen_concepts_kept_is_not_erased_however_small_its_share(pip
     words |= {alias.replace(" ", "_"): "trumpet" for alias in aliases if alias not in spared}
 
     report = evaluate_gate(
-        pipe,
+        zoo_pipe,
         half_of_the_spiders(worded(**words)),
         [Concept(name=name) for name in names],
         family_name="emoji",
@@ -113,11 +91,11 @@ def half_of_the_spiders(eraser):
     return erase
 
 
-def test_a_twin_as_target_is_the_thing_itself(pipe):
+def test_a_twin_as_target_is_the_thing_itself(zoo_pipe):
     words = {"ice_cream": "soft ice cream"}
     words |= dict.fromkeys(emoji.manifest().find("ice cream").aliases, "soft ice cream")
     report = evaluate_gate(
-        pipe,
+        zoo_pipe,
         worded(**words),
         [Concept(name="ice cream")],
         family_name="emoji",
