@@ -217,10 +217,10 @@ def test_json_of_a_refusal_is_one_object_with_the_four_parts(line, kind, what, s
 )
 def test_json_of_a_bug_an_interruption_and_a_full_disk_is_one_object(raised, code, kind, tmp_path):
     before = f"""
-import editforge.run
+import editforge.run.order
 def broken(*_, **__):
     raise {raised}
-editforge.run.execute = broken
+editforge.run.order.execute = broken
 """
     done = editforge("erase", "violin", "--json", cwd=tmp_path, before=before)
     assert done.code == code

@@ -11,13 +11,14 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from editforge import emoji
 from editforge.artifacts.concepts import Concept
+from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.report import Estimate, Report, Verdict
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.errors import EditforgeError, PackageError, RecipeError
+from editforge.artifacts.weight_edit import WeightEdit
 from editforge.evaluate.gate import evaluate_gate
-from editforge.evaluate.generate import Sampler, default_sampler, noise, own_size, sample
 from editforge.evaluate.judges import NONE, judge_images, load_judges
 from editforge.evaluate.prompts import Counts, gate_prompts
+from editforge.families.draw import Sampler, default_sampler, noise, own_size, sample
+from editforge.ground.errors import EditforgeError, PackageError, RecipeError
 from tests.tiny import tiny_pipeline
 from tests.zoo import drawing, worded
 

@@ -12,14 +12,17 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
 from safetensors.torch import load_file, save_file
 
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.disk import sha256_file
-from editforge.errors import PackageError
-from editforge.files import read_header
-from editforge.linalg import solve
-from editforge.package.factors import lora_factors
-from editforge.package.kohya import release_name, write_kohya
-from editforge.package.lora import read_lora, write_factors, write_lora
+from editforge.artifacts.lora.factors import lora_factors
+from editforge.artifacts.lora.kohya import write_kohya
+from editforge.artifacts.lora.read import read_lora
+from editforge.artifacts.lora.write import write_factors, write_lora
+from editforge.artifacts.low_rank import LowRank
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.ground.disk import sha256_file
+from editforge.ground.errors import PackageError
+from editforge.ground.files import read_header
+from editforge.ground.linalg import solve
+from editforge.package.repository import release_name
 from tests.tiny import (
     TinyModel,
     denoiser_shapes,

@@ -12,20 +12,21 @@ import torch
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 
-from editforge.api import load_edit
 from editforge.artifacts.report import Report
-from editforge.errors import EditforgeError, PackageError, RecipeError
-from editforge.evaluate import gate, generate
+from editforge.evaluate import gate
 from editforge.evaluate.prompts import Counts
-from editforge.evaluate.shipped import Shipped
+from editforge.families import draw as generate
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
-from editforge.files import read_tensors, write_safetensors
-from editforge.found import find
+from editforge.ground.errors import EditforgeError, PackageError, RecipeError
+from editforge.ground.files import read_tensors, write_safetensors
 from editforge.hub.push import push_package
-from editforge.recipe import resolve
-from editforge.run import execute
-from editforge.saved import evaluate_saved
+from editforge.package.shipped import Shipped
+from editforge.recipe.layers import resolve
+from editforge.run.found import find
+from editforge.run.load import load_edit
+from editforge.run.order import execute
+from editforge.run.saved import evaluate_saved
 from tests.command import QUICK, UNJUDGED, editforge, fresh
 from tests.hub_server import TOKEN, serving
 from tests.models import LOOSE, family_file, tiny_folder

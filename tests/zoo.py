@@ -13,8 +13,8 @@ from diffusers import StableDiffusionPipeline
 
 from editforge.artifacts.concepts import Concept
 from editforge.evaluate.gate import evaluate_gate
-from editforge.evaluate.generate import default_sampler, sample
 from editforge.evaluate.prompts import Counts, gate_prompts
+from editforge.families.draw import default_sampler, sample
 
 _drawn: dict = {}
 

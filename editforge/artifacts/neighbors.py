@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editforge.artifacts.concepts import Name
-from editforge.disk import dump_yaml, read_yaml, write_text
-from editforge.errors import RecipeError, did_you_mean
+from editforge.ground.disk import dump_yaml, read_yaml, write_text
+from editforge.ground.errors import RecipeError, did_you_mean
 
 SCHEMA = "editforge.neighbors/1"
 T = TypeVar("T", bound=BaseModel)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editforge.artifacts.concepts import fold
-from editforge.disk import sha256_json
 from editforge.edit.vectors import Columns
 from editforge.families.vocabulary import cache_folder, recall, thinned, word_list
-from editforge.files import write_safetensors
-from editforge.stages import Context
+from editforge.ground.disk import sha256_json
+from editforge.ground.files import write_safetensors
+from editforge.ground.names import fold
+from editforge.recipe.contract import Context
 
 _PIECE = 16  # names encoded at a time
 _CACHED_FROM = 2**28  # d * d * words; below it, encoding again is as fast as reading

@@ -14,9 +14,9 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor
 
-from editforge.artifacts.concepts import filled
-from editforge.errors import RecipeError
 from editforge.families.model import TextModel
+from editforge.ground.errors import RecipeError
+from editforge.ground.names import filled
 
 TokenRule = Literal["subject", "subject_eot", "aligned", "all", "phrase"]
 NullRule = Literal["bos", "eot", "pad_mean"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from editforge.emoji.manifest import Manifest, read
-from editforge.errors import PackageError
+from editforge.ground.errors import PackageError
 
 if TYPE_CHECKING:
     import torch

@@ -21,8 +21,12 @@ from numpy.typing import NDArray
 
 from editforge import emoji
 from editforge.artifacts.report import Erased, Estimate, Picture, Report
-from editforge.errors import RecipeError
-from editforge.evaluate.generate import (
+from editforge.evaluate.grid import Group, grid_png, picture_png
+from editforge.evaluate.judges import Judge, load_judges
+from editforge.evaluate.prompts import FEW, Counts, GatePrompts, Prompt, gate_prompts
+from editforge.evaluate.scores import ERASED, KEPT, SETS, Scores, knows, score
+from editforge.evaluate.verdict import poor_targets, verdict
+from editforge.families.draw import (
     Precision,
     Sampler,
     default_sampler,
@@ -30,12 +34,8 @@ from editforge.evaluate.generate import (
     sample,
     sampling_dtype,
 )
-from editforge.evaluate.grid import Group, grid_png, picture_png
-from editforge.evaluate.judges import Judge, load_judges
-from editforge.evaluate.prompts import FEW, Counts, GatePrompts, Prompt, gate_prompts
-from editforge.evaluate.scores import ERASED, KEPT, SETS, Scores, knows, score
-from editforge.evaluate.verdict import poor_targets, verdict
-from editforge.team import Team
+from editforge.ground.errors import RecipeError
+from editforge.ground.team import Team
 
 _COLUMNS = 4
 _LIBRARIES = ("editforge", "torch", "diffusers", "transformers", "numpy", "pillow")

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editforge.errors import RecipeError
 from editforge.families.schema import Family
-from editforge.team import Team
+from editforge.ground.errors import RecipeError
+from editforge.ground.team import Team
 
 
 @dataclass(frozen=True)

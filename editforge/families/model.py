@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from editforge.disk import read_json, sha256_file
-from editforge.errors import FamilyError
 from editforge.families.encode import TextEncoder
 from editforge.families.outline import reader
 from editforge.families.schema import Family, load_family, shipped_families
-from editforge.files import check_finite, read_header, read_tensors
+from editforge.ground.disk import read_json, sha256_file
+from editforge.ground.errors import FamilyError
+from editforge.ground.files import check_finite, read_header, read_tensors
 
 
 @dataclass(frozen=True)

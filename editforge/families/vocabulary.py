@@ -16,14 +16,14 @@ from typing import Any
 from torch import Tensor
 
 from editforge import emoji
-from editforge.artifacts.concepts import name_key
-from editforge.disk import sha256_json
-from editforge.errors import PackageError, RecipeError
 from editforge.families.encode import TextEncoder
 from editforge.families.model import TextModel
 from editforge.families.schema import Family
-from editforge.files import read_tensors, write_safetensors
-from editforge.team import Team
+from editforge.ground.disk import sha256_json
+from editforge.ground.errors import PackageError, RecipeError
+from editforge.ground.files import read_tensors, write_safetensors
+from editforge.ground.names import name_key
+from editforge.ground.team import Team
 
 _CACHED_FROM = 2_000  # words; shorter lists encode in seconds
 

@@ -16,20 +16,15 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from editforge.artifacts.concepts import Concept, fold
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import MinedShell, Neighbor, Neighborhood, Neighbors
 from editforge.families.vocabulary import Vocabulary, check_words, load_vocabulary
-from editforge.mine.shell import (
-    FALLBACK,
-    calibrated_bounds,
-    draw_shell,
-    keyed,
-    sample_beyond,
-    shell_of,
-)
+from editforge.ground.keyed import keyed
+from editforge.ground.names import fold
+from editforge.ground.shell import FALLBACK, calibrated_bounds, draw_shell, sample_beyond, shell_of
 from editforge.mine.vocabulary import same_words
-from editforge.registry import register
-from editforge.stages import Context, MineInputs, StageConfig
+from editforge.recipe.contract import Context, MineInputs, StageConfig
+from editforge.recipe.registry import register
 
 
 class PerturbationConfig(StageConfig):

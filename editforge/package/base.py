@@ -18,12 +18,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from editforge.artifacts.lora.factors import refuse_other_components
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.disk import read_json, write_text
-from editforge.errors import FamilyError, PackageError, did_you_mean
 from editforge.families.model import weight_files
 from editforge.families.schema import Family
-from editforge.files import DTYPES, LazyTensor, TensorInfo, check_finite, read_header
+from editforge.ground.disk import read_json, write_text
+from editforge.ground.errors import FamilyError, PackageError, did_you_mean
+from editforge.ground.files import DTYPES, LazyTensor, TensorInfo, check_finite, read_header
 
 _LOCAL = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.{1,2}[\\/])")
 PRECISIONS = {
@@ -216,20 +217,6 @@ def _check(
                 allowed=shape(name),
                 next="package the edit with the base it was made for",
             )
-
-
-def refuse_other_components(edit: WeightEdit, component: str) -> None:
-    """Refuse an edit that names modules outside the denoiser, a text encoder's for example."""
-    names = [*edit.factors, *edit.dense]
-    foreign = sorted(name for name in names if name.partition(".")[0] != component)
-    if foreign:
-        listed = ", ".join(foreign[:4]) + (" ..." if len(foreign) > 4 else "")
-        raise PackageError(
-            f"only the denoiser can be packaged, this edit names {len(foreign)} modules outside it",
-            got=listed,
-            allowed=f"modules of {component}",
-            next="text encoders are not edited by any method of this version",
-        )
 
 
 def copy_file(source: Path, target: Path, model: BaseModel) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 
 from editforge.artifacts.report import BENCHMARK_VERSION
 from editforge.artifacts.report import SCHEMA as RESULTS_SCHEMA
+from editforge.artifacts.sums import write_sums
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.disk import read_json
-from editforge.errors import PackageError
+from editforge.ground.disk import read_json
+from editforge.ground.errors import PackageError
 from editforge.package.base import BaseModel, Weights, check_exports, check_fits
 from editforge.package.card import check_results
 from editforge.package.contents import write_artifact
-from editforge.package.kohya import release_name
 from editforge.package.repository import (
     RESULTS,
     base_facts,
@@ -29,10 +29,10 @@ from editforge.package.repository import (
     listed_words,
     notices_of,
     public_words,
+    release_name,
     surround,
 )
 from editforge.package.scrub import mark_paths, scan
-from editforge.package.verify import write_sums
 
 SCHEMA = "editforge.package/1"
 

@@ -15,9 +15,9 @@ import jinja2
 import yaml
 
 from editforge.artifacts.report import BENCHMARK_VERSION, SCHEMA
-from editforge.disk import read_json
-from editforge.errors import PackageError
-from editforge.resources import resource_folder
+from editforge.ground.disk import read_json
+from editforge.ground.errors import PackageError
+from editforge.ground.resources import resource_folder
 
 _LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 RATES = {

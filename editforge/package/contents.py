@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from editforge.artifacts.lora.factors import lora_factors
+from editforge.artifacts.lora.kohya import has_kohya, write_kohya
+from editforge.artifacts.lora.write import write_factors
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.package.base import BaseModel, Weights, edited_tensors
 from editforge.package.denoiser import precision, weight_plan, write_denoiser
-from editforge.package.factors import lora_factors
 from editforge.package.header import ORIGINAL, modelspec_header
-from editforge.package.kohya import has_kohya, write_kohya
-from editforge.package.lora import write_factors
 from editforge.package.pipeline import write_pipeline
 from editforge.package.single_file import write_single_file
 

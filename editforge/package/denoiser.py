@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from editforge.artifacts.lora.header import provenance_header
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.errors import PackageError, did_you_mean
-from editforge.files import DTYPES, read_header, write_safetensors
+from editforge.ground.errors import PackageError, did_you_mean
+from editforge.ground.files import DTYPES, read_header, write_safetensors
 from editforge.package.base import (
     PRECISIONS,
     BaseModel,
@@ -23,7 +24,6 @@ from editforge.package.base import (
     copy_file,
     edited_tensors,
 )
-from editforge.package.header import provenance_header
 
 SUFFIXES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 STEM = "diffusion_pytorch_model"

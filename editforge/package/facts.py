@@ -22,10 +22,11 @@ from pydantic import (
 )
 
 from editforge.artifacts.concepts import Concept, Kind, Name
-from editforge.disk import parse_yaml, read_json
-from editforge.errors import PackageError
-from editforge.families.config import EMBEDDED, ModelConfig, is_repository
-from editforge.package.verify import FACTS
+from editforge.artifacts.sums import FACTS
+from editforge.families.config import EMBEDDED, ModelConfig
+from editforge.ground.disk import parse_yaml, read_json
+from editforge.ground.errors import PackageError
+from editforge.ground.places import is_repository
 
 EXPORTS = ("lora", "unet", "pipeline", "single-file")
 

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from editforge.errors import PackageError
-from editforge.files import TensorInfo, read_header
-from editforge.package.keys import (
+from editforge.families.keys import (
     LAYOUTS,
     best_family,
     kohya_modules,
@@ -23,6 +21,8 @@ from editforge.package.keys import (
     unet_modules,
     unet_parameters,
 )
+from editforge.ground.errors import PackageError
+from editforge.ground.files import TensorInfo, read_header
 
 Reader = Literal["diffusers", "comfyui", "a1111"]
 READERS: tuple[Reader, ...] = ("diffusers", "comfyui", "a1111")

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.disk import read_json
-from editforge.errors import PackageError
+from editforge.ground.disk import read_json
+from editforge.ground.errors import PackageError
 from editforge.package.base import BaseModel, Weights, check_fits, copy_file
 from editforge.package.denoiser import write_denoiser
 

@@ -13,19 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from editforge.artifacts.lora.header import provenance_header
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.errors import PackageError
-from editforge.files import DTYPES, LazyTensor, read_header, write_safetensors
-from editforge.package.base import BaseModel, Weights, check_exports, check_fits, edited_tensors
-from editforge.package.denoiser import SUFFIXES, precision
-from editforge.package.header import ORIGINAL, modelspec_header, provenance_header
-from editforge.package.original import (
+from editforge.families.original import (
     is_vae_matrix,
     long_text_name,
     openclip_names,
     unet_names,
     vae_names,
 )
+from editforge.ground.errors import PackageError
+from editforge.ground.files import DTYPES, LazyTensor, read_header, write_safetensors
+from editforge.package.base import BaseModel, Weights, check_exports, check_fits, edited_tensors
+from editforge.package.denoiser import SUFFIXES, precision
+from editforge.package.header import ORIGINAL, modelspec_header
 
 
 def write_single_file(

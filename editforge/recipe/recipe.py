@@ -1,0 +1,107 @@
+"""Recipe: what the user asked for, one frozen model. Everything impossible in itself is refused here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+from editforge.artifacts.concepts import Concept, Name
+from editforge.families.config import ModelConfig
+from editforge.ground.disk import dump_yaml
+from editforge.ground.names import fold
+from editforge.recipe import registry
+from editforge.recipe.contract import StageConfig
+
+NO_STAGE = "a stage is a mapping"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _stage(stage: str, *, needed: bool = False) -> BeforeValidator:
+    """Validate `{use: NAME, ...}` with the config class that NAME registered."""
+
+    def validate(value: Any) -> Any:
+        if (value is None and not needed) or isinstance(value, StageConfig):
+            return value
+        if not isinstance(value, Mapping) or not isinstance(value.get("use"), str):
+            known = ", ".join(registry.names(stage))
+            raise ValueError(f"{NO_STAGE} with `use`, one of {known}")
+        config: type[StageConfig] = registry.get(stage, value["use"]).config
+        return config.model_validate(dict(value))
+
+    return BeforeValidator(validate)
+
+
+def _listed(value: Any) -> Any:
+    return value if value is None or isinstance(value, (list, tuple)) else [value]
+
+
+Mine = Annotated[SerializeAsAny[StageConfig], _stage("mine", needed=True)]
+
+
+class EvaluateConfig(_Section):
+    """How the result is judged."""
+
+    tier: Literal["gate"] = Field("gate", description="What is measured; see docs/benchmark.md.")
+    judge: str | None = Field(
+        "family", description="family, a local CLIP folder, or null: drift only, nothing is judged."
+    )
+
+
+class PackageConfig(_Section):
+    """What is written for others to load."""
+
+    export: tuple[Literal["lora", "unet", "pipeline", "single-file"], ...] = Field(
+        ("lora",), min_length=1, description="One repository folder each."
+    )
+    dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
+        "base", description="Of full checkpoints; LoRA factors are float32."
+    )
+
+
+class Recipe(_Section):
+    """A resolved recipe: every default written out. Saved as the run's recipe.yaml."""
+
+    method: str = Field("default", description="A name in pipelines/, recorded for the card.")
+    preset: str = Field("editforge", description="A named block of values in the method's file.")
+    model: ModelConfig = ModelConfig()
+    concepts: tuple[Concept, ...] = Field(min_length=1)
+    preserve: Literal["auto"] | tuple[Name, ...] = Field(
+        "auto", description="Must not move; `auto`, alone or in a list: what lies nearest."
+    )
+    seed: int = Field(0, ge=0, lt=2**63)
+    strength: float = Field(1.0, description="1 is the method's own edit, 0 the base bit for bit.")
+    continue_from: str | None = Field(
+        None,
+        description="A run or solve.safetensors of an earlier edit, solved jointly with this one.",
+    )
+    mine: Annotated[tuple[Mine, ...] | None, BeforeValidator(_listed)] = None
+    target: Annotated[SerializeAsAny[StageConfig], _stage("target", needed=True)]
+    edit: Annotated[SerializeAsAny[StageConfig] | None, _stage("edit")]
+    align: Annotated[SerializeAsAny[StageConfig] | None, _stage("align")] = None
+    evaluate: EvaluateConfig | None = EvaluateConfig()
+    package: PackageConfig = PackageConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        seen: dict[str, str] = {}
+        for concept in self.concepts:
+            for name in concept.names:
+                if fold(name) in seen:
+                    raise ValueError(f"{name!r} is erased twice ({seen[fold(name)]!r})")
+                seen[fold(name)] = concept.name
+        if self.preserve != "auto":
+            both = [word for word in self.preserve if fold(word) in seen]
+            if both:
+                raise ValueError(f"{both[0]!r} is both erased and preserved")
+        if self.edit is None and self.align is None:
+            raise ValueError("edit and align are both null: nothing would be erased")
+        return self
+
+    def to_yaml(self) -> str:
+        """The recipe as text that loads to itself."""
+        return dump_yaml(self.model_dump(mode="json"))
