@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict
 from editforge.artifacts.chosen import Chosen
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbors
-from editforge.artifacts.targets import Targets
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.ground.team import Team
 
@@ -126,21 +125,12 @@ class EditOutput:
 
 
 @dataclass(frozen=True)
+class GuideInputs(Chosen):
+    """For `guide`: the concepts and what was mined for them; no targets where the recipe has none."""
+
+
+@dataclass(frozen=True)
 class AlignInputs(Chosen):
     """For `align`: the edit so far and everything it was made from."""
 
     edit: WeightEdit
-
-
-INPUTS: dict[str, type] = {
-    "mine": MineInputs,
-    "target": TargetInputs,
-    "edit": EditInputs,
-    "align": AlignInputs,
-}
-OUTPUTS: dict[str, tuple[type, ...]] = {
-    "mine": (Neighbors,),
-    "target": (Targets,),
-    "edit": (WeightEdit, EditOutput),
-    "align": (WeightEdit,),
-}

@@ -1,4 +1,4 @@
-"""Which implementations a stage has, without importing them until one is used.
+"""Which implementations a stage has, and which exporters there are, without importing them before use.
 
 The file stem equals the registered name (underscore for hyphen), so names and first docstring lines
 are read from the source; `list` imports no torch. Third parties add one entry point in the group
@@ -23,20 +23,34 @@ from typing import Any
 
 from editforge.ground.disk import sha256_file, sha256_json
 from editforge.ground.errors import EditforgeError, RecipeError, did_you_mean
+from editforge.recipe.line import STAGES, step
 
 GROUP = "editforge.stages"
-STAGES = ("mine", "target", "edit", "align")
+EXPORT = "export"
+KINDS = (*STAGES, EXPORT)
+# What an eraser must have on its class, see `artifacts.eraser`.
+_ERASER = ("file", "header", "applied", "scaled", "explained", "described", "save", "load")
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One registered function with its config class and paper."""
+    """One registered function with its config class and paper, or one exporter.
+
+    Args:
+        stage: or `export`.
+        name: unique in its stage.
+        paper: a link, or None.
+        config: class of its options; an exporter's own class.
+        function: called with (inputs, config, context); an exporter's own class.
+        returns: class of the artifact, as annotated; an exporter's own class.
+    """
 
     stage: str
     name: str
     paper: str | None
-    config: type
+    config: Any
     function: Callable[..., Any]
+    returns: type
 
     @property
     def code(self) -> str | None:
@@ -44,7 +58,7 @@ class Implementation:
 
         All files of the outermost package (or of the one module) that registers it, whatever they are
         imported for; what it imports from other packages is not seen. None for our own, whose
-        results have a version in `run.VERSIONS`.
+        results have a version in `recipe.line`.
         """
         top = self.function.__module__.partition(".")[0]
         return None if top == __name__.partition(".")[0] else _source_digest(self.function)
@@ -56,10 +70,10 @@ _loaded: dict[tuple[str, str], Implementation] = {}
 def register(
     stage: str, name: str, *, paper: str | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register `(inputs, config, context) -> artifact` as `name` of `stage`.
+    """Register `(inputs, config, context) -> artifact` as `name` of `stage`, or an `Exporter`.
 
     Args:
-        stage: mine, target, edit or align.
+        stage: mine, target, edit, align or guide; export for a class that is an `Exporter`.
         name: lower case words joined by hyphens, new in its stage.
         paper: link to the method's paper, None for an idea of our own.
 
@@ -68,11 +82,9 @@ def register(
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        from editforge.recipe.contract import INPUTS, OUTPUTS, StageConfig
-
         where = f"{function.__module__}.{function.__qualname__}"
-        if stage not in STAGES:
-            allowed = did_you_mean(stage, STAGES)
+        if stage not in KINDS:
+            allowed = did_you_mean(stage, KINDS)
             raise EditforgeError(f"{where} names no stage", got=stage, allowed=allowed)
         if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
             raise EditforgeError(f"{where} has a bad name", got=name, allowed="lower-case-words")
@@ -86,23 +98,53 @@ def register(
                 f"{stage} {name} is registered twice",
                 got=f"{known.function.__module__} and {where}",
             )
-        hints = list(typing.get_type_hints(function).items())
-        kinds = [kind for key, kind in hints if key != "return"]
-        if len(kinds) != 3 or kinds[0] is not INPUTS[stage]:
-            raise EditforgeError(
-                f"{where} takes the wrong arguments",
-                got=", ".join(key for key, _ in hints),
-                allowed=f"(inputs: {INPUTS[stage].__name__}, config: YourConfig, context: Context)",
-            )
-        if not (isinstance(kinds[1], type) and issubclass(kinds[1], StageConfig)):
-            raise EditforgeError(f"{where}: config is no StageConfig", got=kinds[1])
-        if dict(hints).get("return") not in OUTPUTS[stage]:
-            allowed = " or ".join(kind.__name__ for kind in OUTPUTS[stage])
-            raise EditforgeError(f"{where} returns the wrong artifact", allowed=allowed)
-        _loaded[stage, name] = Implementation(stage, name, paper, kinds[1], function)
+        check = _exporter if stage == EXPORT else _stage_function
+        config, returns = check(stage, name, function, where)
+        _loaded[stage, name] = Implementation(stage, name, paper, config, function, returns)
         return function
 
     return decorate
+
+
+def _stage_function(stage: str, name: str, function: Any, where: str) -> tuple[type, type]:
+    """The classes of config and artifact that the annotations name."""
+    from editforge.recipe.contract import EditOutput, StageConfig
+
+    row = step(stage)
+    inputs, artifact = row.inputs_class(), row.artifact_class()
+    hints = list(typing.get_type_hints(function).items())
+    kinds = [kind for key, kind in hints if key != "return"]
+    if len(kinds) != 3 or kinds[0] is not inputs:
+        raise EditforgeError(
+            f"{where} takes the wrong arguments",
+            got=", ".join(key for key, _ in hints),
+            allowed=f"(inputs: {inputs.__name__}, config: YourConfig, context: Context)",
+        )
+    if not (isinstance(kinds[1], type) and issubclass(kinds[1], StageConfig)):
+        raise EditforgeError(f"{where}: config is no StageConfig", got=kinds[1])
+    returns: Any = dict(hints).get("return")
+    if artifact is None:
+        if not all(hasattr(returns, part) for part in _ERASER):
+            allowed = f"an Eraser: a class with {', '.join(_ERASER)}"
+            raise EditforgeError(f"{where} returns no eraser", got=returns, allowed=allowed)
+    elif returns not in (artifact, *((EditOutput,) if stage == "edit" else ())):
+        allowed = artifact.__name__ + (" or EditOutput" if stage == "edit" else "")
+        raise EditforgeError(f"{where} returns the wrong artifact", allowed=allowed)
+    return kinds[1], artifact or returns
+
+
+def _exporter(stage: str, name: str, cls: Any, where: str) -> tuple[type, type]:
+    from editforge.recipe.export import Exporter
+
+    if not (isinstance(cls, type) and issubclass(cls, Exporter)):
+        raise EditforgeError(
+            f"{where} is no Exporter", allowed="a class of editforge.stages.Exporter"
+        )
+    lacking = [key for key in ("name", "accepts") if not hasattr(cls, key)]
+    if lacking or cls.name != name or cls.__abstractmethods__:
+        got = ", ".join([*lacking, *sorted(cls.__abstractmethods__)]) or f"name = {cls.name!r}"
+        raise EditforgeError(f"{where} is no whole exporter", got=got, allowed=f"name = {name!r}")
+    return cls, cls
 
 
 def _place(function: Callable[..., Any]) -> tuple[str, str]:
@@ -137,7 +179,8 @@ def get(stage: str, name: str) -> Implementation:
     if (stage, name) not in _loaded:
         usable, broken = plugins()
         if name in _own(stage):
-            importlib.import_module(f"editforge.{stage}.{name.replace('-', '_')}")
+            place = _room(stage).replace("/", ".")
+            importlib.import_module(f"editforge.{place}.{name.replace('-', '_')}")
         elif f"{stage}.{name}" in usable:
             _load_plugin(usable[f"{stage}.{name}"])
         elif f"{stage}.{name}" in broken:
@@ -181,8 +224,8 @@ def plugins() -> tuple[dict[str, EntryPoint], dict[str, str]]:
 def _fault(point: EntryPoint) -> str | None:
     """What is wrong with a plugin, as far as it shows without running it."""
     stage, _, name = point.name.partition(".")
-    if stage not in STAGES or not name:
-        return f"its entry point is not called STAGE.NAME, STAGE one of {', '.join(STAGES)}"
+    if stage not in KINDS or not name:
+        return f"its entry point is not called STAGE.NAME, STAGE one of {', '.join(KINDS)}"
     if name in _own(stage):
         return f"{stage} {name} is EditForge's own"
     top, *below = point.module.split(".")
@@ -211,12 +254,12 @@ def _source(point: EntryPoint) -> str:
 
 def _own(stage: str) -> dict[str, str]:
     found = {}
-    for path in sorted((Path(__file__).parents[1] / stage).glob("*.py")):
+    for path in sorted((Path(__file__).parents[1] / _room(stage)).glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         calls = [
             call
             for node in tree.body
-            if isinstance(node, ast.FunctionDef)
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
             for call in node.decorator_list
             if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register"
         ]
@@ -224,6 +267,11 @@ def _own(stage: str) -> dict[str, str]:
             line = (ast.get_docstring(tree) or "").partition("\n")[0]
             found[path.stem.replace("_", "-")] = line
     return found
+
+
+def _room(kind: str) -> str:
+    """The folder of our own implementations."""
+    return "package/exports" if kind == EXPORT else kind
 
 
 def _load_plugin(point: EntryPoint) -> None:
