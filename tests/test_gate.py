@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -189,7 +191,7 @@ def test_other_families_are_drawn_and_not_judged(kind):
     given = Concept(name="Van Gogh", aliases=("Vincent",), kind="style")
     report = evaluate_gate(
         pipe,
-        lambda pipe: pipe,
+        SimpleNamespace(applied=nullcontext),
         [given],
         family_name=kind,
         near=["Monet"],

@@ -33,12 +33,13 @@ class Drawing(StableDiffusionPipeline):
 def drawing(*, reword=lambda text: text, redraw=lambda images: images):
     """An eraser that changes what is asked for, or what has been drawn."""
 
-    def erase(pipe):
+    @contextmanager
+    def applied(pipe):
         new = Drawing(**pipe.components, requires_safety_checker=False)
         new.reword, new.redraw = reword, redraw
-        return new
+        yield new
 
-    return erase
+    return SimpleNamespace(applied=applied)
 
 
 def worded(**words):

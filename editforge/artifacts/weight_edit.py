@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,9 @@ class WeightEdit:
         provenance: plain JSON data: method, preset, family, base hash, erased concepts, checks.
     """
 
+    file: ClassVar[str] = "weight_edit.safetensors"
+    header: ClassVar[str] = "editforge.weight_edit"
+
     factors: Mapping[str, LowRank]
     dense: Mapping[str, Tensor] = field(default_factory=dict)
     strength: float = 1.0
@@ -69,6 +72,19 @@ class WeightEdit:
     def scaled(self, strength: float) -> WeightEdit:
         """The same edit with its strength multiplied by `strength`; negative values invert it."""
         return replace(self, strength=self.strength * strength)
+
+    def explained(self, facts: Mapping[str, Any]) -> WeightEdit:
+        """The same edit with `facts` below what its provenance says already."""
+        return replace(self, provenance={**facts, **self.provenance})
+
+    def described(self) -> dict[str, Any]:
+        """Strength, ranks and the number of edited weights."""
+        return {
+            "strength": self.strength,
+            "exact_rank": self.exact_rank,
+            "rank": self.rank,
+            "modules": len(self.factors) + len(self.dense),
+        }
 
     def __add__(self, other: WeightEdit) -> WeightEdit:
         """The sum of both changes. Commutative; not the joint solution (methods.md 1.6)."""
@@ -194,7 +210,7 @@ class WeightEdit:
             "provenance": dict(self.provenance),
         }
         text = json.dumps(body, sort_keys=True, allow_nan=False)
-        write_safetensors(Path(path), tensors, {"editforge.weight_edit": text})
+        write_safetensors(Path(path), tensors, {self.header: text})
 
     @classmethod
     def load(cls, path: Path | str) -> WeightEdit:
@@ -206,7 +222,7 @@ class WeightEdit:
         path = Path(path)
         metadata, table = read_header(path)
         try:
-            body = json.loads(metadata["editforge.weight_edit"])
+            body = json.loads(metadata[cls.header])
             if body["schema"] != SCHEMA:
                 raise KeyError(body["schema"])
             tensors = read_tensors(path, table)

@@ -192,6 +192,7 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
     failed = report is not None and report.passed is False
     pushed = f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{_slug(_names(recipe))}-erased"
     then = _remedy(result, recipe, command) if failed else pushed
+    targets = result.targets.concepts if result.targets else ()
     out.data(report.summary() if report else "not judged: the recipe's evaluate is null")
     out.data(f"pictures: {folder / 'evaluate' / 'grid.png'}" if report else "")
     out.data(f"package:  {folder / 'package'}")
@@ -200,8 +201,8 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
             "output": str(folder),
             "package": str(folder / "package"),
             "verdict": report.verdict.model_dump(mode="json") if report else None,
-            "targets": {row.concept: row.target for row in result.targets.concepts},
-            "rank": result.edit.exact_rank,
+            "targets": {row.concept: row.target for row in targets},
+            "rank": result.eraser.described().get("exact_rank"),
             "next": then,
         }
     )

@@ -64,8 +64,8 @@ def evaluate_gate(
 
     Args:
         pipe: the base, a StableDiffusionPipeline or StableDiffusionXLPipeline.
-        eraser: an object with `applied(pipe)`, a context manager inside which the pipeline is
-            edited (a WeightEdit), or a callable pipeline -> pipeline.
+        eraser: an object with `applied(pipe)`, a context manager that gives the pipeline which
+            erases: `artifacts.eraser.Acting`.
         concepts: erased concepts: objects with name, aliases and kind.
         family_name: `emoji` has a manifest and judges; others get templates by kind.
         judge: `family`, the folder of a CLIP model, judges, or None: not judged.
@@ -150,17 +150,12 @@ def evaluate_gate(
 
 @contextlib.contextmanager
 def _applied(eraser: Any, pipe: Any) -> Iterator[Any]:
-    if hasattr(eraser, "applied"):
-        with eraser.applied(pipe):
-            yield pipe
-    elif callable(eraser):
-        yield eraser(pipe)
-    else:
+    if not hasattr(eraser, "applied"):
         raise RecipeError(
-            "not an eraser",
-            got=type(eraser).__name__,
-            allowed="an object with applied(pipe), or a callable pipeline -> pipeline",
+            "not an eraser", got=type(eraser).__name__, allowed="an object with applied(pipe)"
         )
+    with eraser.applied(pipe) as edited:
+        yield edited
 
 
 def _metrics(scores: Scores) -> dict[str, Estimate | dict[str, Estimate]]:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from editforge.artifacts.chosen import Chosen
 from editforge.artifacts.concepts import Concept
+from editforge.artifacts.eraser import Eraser
 from editforge.artifacts.neighbors import Neighbors
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.ground.team import Team
@@ -118,10 +119,16 @@ class EditInputs(Chosen):
 
 @dataclass(frozen=True)
 class EditOutput:
-    """From `edit`: the change, and the system it solved if a later edit can join it."""
+    """What a stage that erases leaves: the eraser, and the system if a later edit can join it."""
 
-    edit: WeightEdit
+    edit: Eraser
     system: System | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write the eraser's file, and `solve.safetensors`."""
+        self.edit.save(folder / self.edit.file)
+        if self.system is not None:
+            self.system.save(folder / "solve.safetensors")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from editforge.artifacts.concepts import Concept, Name
 from editforge.families.config import ModelConfig
@@ -80,9 +89,10 @@ class Recipe(_Section):
         description="A run or solve.safetensors of an earlier edit, solved jointly with this one.",
     )
     mine: Annotated[tuple[Mine, ...] | None, BeforeValidator(_listed)] = None
-    target: Annotated[SerializeAsAny[StageConfig], _stage("target", needed=True)]
+    target: Annotated[SerializeAsAny[StageConfig] | None, _stage("target")]
     edit: Annotated[SerializeAsAny[StageConfig] | None, _stage("edit")]
     align: Annotated[SerializeAsAny[StageConfig] | None, _stage("align")] = None
+    guide: Annotated[SerializeAsAny[StageConfig] | None, _stage("guide")] = None
     evaluate: EvaluateConfig | None = EvaluateConfig()
     package: PackageConfig = PackageConfig()
 
@@ -98,9 +108,28 @@ class Recipe(_Section):
             both = [word for word in self.preserve if fold(word) in seen]
             if both:
                 raise ValueError(f"{both[0]!r} is both erased and preserved")
-        if self.edit is None and self.align is None:
-            raise ValueError("edit and align are both null: nothing would be erased")
+        self._check_erasing()
         return self
+
+    def _check_erasing(self) -> None:
+        """`edit` and/or `align` change weights; `guide` steers sampling, and stands alone."""
+        weights = [key for key in ("edit", "align") if getattr(self, key) is not None]
+        if not weights and self.guide is None:
+            raise ValueError("edit and align are both null: nothing would be erased")
+        if weights and self.target is None:
+            raise ValueError(f"{weights[0]} needs a target: only a recipe that guides has none")
+        if weights and self.guide is not None:
+            raise ValueError(f"guide changes no weight and stands alone: set {weights[0]} to null")
+        if self.guide is not None and self.continue_from is not None:
+            raise ValueError("continue_from joins weight changes, and guide makes none")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A recipe without a guide reads as it did before there were guides: its digest stays."""
+        body: dict[str, Any] = handler(self)
+        if body.get("guide") is None:
+            body.pop("guide", None)
+        return body
 
     def to_yaml(self) -> str:
         """The recipe as text that loads to itself."""

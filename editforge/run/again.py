@@ -69,7 +69,8 @@ def _knobs(recipe: Recipe, remedy: Remedy, targets: Targets | None) -> Iterator[
         if other is not None:
             fixed = {"use": "fixed", "text": other}
             yield [f"--target={other}"], [f"target={json.dumps(fixed, ensure_ascii=False)}"]
-    if remedy.preserve and recipe.target.use != "file":  # such a list names what is preserved
+    # a list of targets from a file names what is preserved
+    if remedy.preserve and getattr(recipe.target, "use", "") != "file":
         own = ["auto"] if recipe.preserve == "auto" else list(recipe.preserve)
         words = list(dict.fromkeys([*own, *remedy.preserve]))
         options = [f"--preserve={word}" for word in words]

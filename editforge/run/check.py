@@ -16,6 +16,7 @@ from editforge.ground.errors import RecipeError
 from editforge.ground.names import filled, fold
 from editforge.ground.places import is_hub_id
 from editforge.package.base import check_exports
+from editforge.recipe.line import LINE
 
 if TYPE_CHECKING:
     from editforge.families.model import Described
@@ -62,9 +63,8 @@ def check_model(recipe: Recipe, model: Described) -> None:
 
 def stages_of(recipe: Recipe) -> Iterator[StageConfig]:
     """The options of every stage that the recipe has, in order."""
-    yield from recipe.mine or ()
-    yield recipe.target
-    yield from (config for config in (recipe.edit, recipe.align) if config is not None)
+    for step in LINE:
+        yield from step.uses(recipe)
 
 
 def _check_configs(place: str | None) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 
 from editforge.ground.errors import RecipeError
 from editforge.ground.team import Team
-
-SHARED = ("mine", "align", "evaluate")  # stages whose work is split; the others take seconds
+from editforge.recipe.line import Step
 
 
 class Follower:
@@ -52,24 +51,24 @@ class Follower:
 
     def stage(
         self,
-        name: str,
+        step: Step,
         config: Any,
         inputs: Mapping[str, Path],
         facts: Mapping[str, Any],
-        make: Callable[[Path, Path], None],
+        make: Callable[[Path, Path], object],
         check: Callable[[Path], object],
     ) -> Path:
         """Take part in one stage, or wait for it; see `Workspace.stage`."""
         if self._team.tell(None):
-            if name in SHARED:
-                partial = self.folder / f".{name}.partial"
+            if step.shared:
+                partial = self.folder / f".{step.name}.partial"
                 own = partial / f"out-{self._team.rank}"  # process 0 removes it with the rest
                 shutil.rmtree(own, ignore_errors=True)
                 own.mkdir()
                 make(own, partial / "work")
             self._team.wait()  # what was shared is done
             self._team.wait()  # and in its place
-        return self.folder / name
+        return self.folder / step.name
 
     def written(self, name: str) -> str | None:
         """Process 0 knows what a person edited, and makes what says so."""

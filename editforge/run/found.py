@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from editforge.artifacts.eraser import Acting, Eraser
 from editforge.artifacts.lora.read import read_lora
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.config import ModelConfig
@@ -23,9 +24,7 @@ from editforge.package.base import Weights, check_fits
 from editforge.package.facts import Claims, base_config, read_claims, read_facts, repository
 from editforge.package.shipped import Shipped
 from editforge.recipe.layers import resolve
-from editforge.run.load import load_edit
-
-WEIGHT_EDIT = "weight_edit.safetensors"
+from editforge.run.load import kind_of, load_edit
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,9 @@ class Found:
     """What lies at a place: one edit or artifact, what it claims, and its base as far as it says.
 
     Args:
-        form: of `Shipped`; None for a WeightEdit.
+        form: of `Shipped`; None for an eraser of ours.
         place: its file or folder.
-        edit: the WeightEdit of a run.
+        edit: the eraser of a run.
         claims: what was erased and kept, on which base.
         base: where the base is; None if only `--model` can say.
         loading: how the base is loaded, wherever it lies: variant, dtype.
@@ -46,13 +45,13 @@ class Found:
     form: str | None
     place: Path
     claims: Claims
-    edit: WeightEdit | None = None
+    edit: Eraser | None = None
     base: ModelConfig | None = None
     loading: Mapping[str, str | None] = field(default_factory=dict)
     family: str | None = None
     strength: float = 1.0
 
-    def eraser(self, model: Model, named: str) -> WeightEdit | Shipped:
+    def eraser(self, model: Model, named: str) -> Acting:
         """For the gate. What does not belong to the base is refused here, before it is drawn.
 
         Raises:
@@ -120,10 +119,8 @@ def find(place: Path, typed: str, concepts: tuple[str, ...] = (), kind: str = "o
 
 
 def _is_edit(place: Path) -> bool:
-    file = place / WEIGHT_EDIT if place.is_dir() else place
-    if not file.is_file() or file.suffix != ".safetensors":
-        return False
-    return "editforge.weight_edit" in read_header(file)[0]
+    file = place / WeightEdit.file if place.is_dir() else place
+    return file.is_file() and file.suffix == ".safetensors" and kind_of(file) is not None
 
 
 def _repository(folder: Path, place: Path) -> Found:

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 
 from editforge.artifacts.targets import Targets
 from editforge.ground.disk import parse_yaml
+from editforge.recipe.line import LISTS, step
 from editforge.recipe.recipe import Recipe
-from editforge.run.workspace import LISTS
 
 # Stage to what a person changed in its list, in words.
 Hand = Mapping[str, list[str]]
@@ -47,8 +47,7 @@ def by_hand(
 
 
 def _reads_a_file(recipe: Recipe, stage: str) -> bool:
-    configs = (recipe.mine or ()) if stage == "mine" else (recipe.target,)
-    return any(config.use == "file" for config in configs)
+    return any(config.use == "file" for config in step(stage).uses(recipe))
 
 
 def changes(written: str, now: BaseModel) -> list[str]:

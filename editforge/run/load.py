@@ -1,59 +1,112 @@
-"""A finished edit from wherever it lies: a run, a package, a LoRA file."""
+"""A finished eraser from wherever it lies: a run, a package, a file of its own, a LoRA."""
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from editforge.artifacts.eraser import Eraser
 from editforge.artifacts.lora.read import read_lora
+from editforge.artifacts.lora.write import NAME as LORA
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.ground.errors import PackageError
+from editforge.ground.errors import EditforgeError, PackageError
 from editforge.ground.files import read_header
-from editforge.package.facts import provenance_beside
+from editforge.package.facts import provenance_beside, read_facts, repository
+from editforge.recipe import registry
 from editforge.recipe.layers import resolve
+from editforge.recipe.line import LINE, Step
+from editforge.recipe.recipe import Recipe
 
 
-def load_edit(path: str | Path) -> WeightEdit:
-    """Read an edit: a run folder, a package, a LoRA folder or file, a weight_edit.safetensors.
+def load_edit(path: str | Path) -> Any:
+    """Read an eraser: a run folder, a package, a LoRA folder or file, a weight_edit.safetensors.
 
-    A run gives its final edit at the recipe's strength; a package gives the same change, with the
+    A run gives its final eraser at the recipe's strength; a package gives the same change, with the
     strength inside its factors and the whole provenance of its `editforge.json`.
 
+    Returns:
+        A WeightEdit; of a recipe that guides, the kind of eraser that its implementation makes.
+
     Raises:
-        PackageError: nothing there that holds an edit, an unfinished run, or a damaged file.
+        PackageError: nothing there that holds an eraser, an unfinished run, or a damaged file.
     """
     place = Path(path)
     if (place / "recipe.yaml").is_file():
         return _of_run(place)
-    inside = (
-        "align/weight_edit.safetensors",
-        "edit/weight_edit.safetensors",
-        "weight_edit.safetensors",
-        "package/lora/pytorch_lora_weights.safetensors",
-        "lora/pytorch_lora_weights.safetensors",
-        "pytorch_lora_weights.safetensors",
-    )
-    files = [place] if place.is_file() else [place / name for name in inside]
-    for file in files:
+    for file in [place] if place.is_file() else _inside(place):
         if file.is_file():
-            metadata, _ = read_header(file)
-            if "editforge.weight_edit" in metadata:
-                return WeightEdit.load(file)
+            kind = kind_of(file)
+            if kind is not None:
+                return kind.load(file)
             edit = read_lora(file)
             return replace(edit, provenance=provenance_beside(file) or edit.provenance)
     raise PackageError("no edit here", got=place, allowed="a run, a package, or a LoRA file")
 
 
-def _of_run(folder: Path) -> WeightEdit:
+def kind_of(file: Path) -> type[Eraser] | None:
+    """The class of the eraser that a file holds by its own account; None for a LoRA.
+
+    Raises:
+        PackageError: no safetensors file.
+    """
+    metadata, _ = read_header(file)
+    if WeightEdit.header in metadata:
+        return WeightEdit
+    return next((kind for kind in _guides() if kind.header in metadata), None)
+
+
+def eraser_class(recipe: Recipe, step: Step) -> type[Eraser]:
+    """What a stage that erases makes, for this recipe."""
+    own: type[Eraser] | None = step.artifact_class()
+    if own is not None:
+        return own
+    made: Any = registry.get(step.name, step.config(recipe).use).returns
+    kind: type[Eraser] = made
+    return kind
+
+
+def last_erasing(recipe: Recipe) -> Step:
+    """The stage whose eraser is the run's."""
+    return [step for step in LINE if step.erases and step.config(recipe) is not None][-1]
+
+
+def _of_run(folder: Path) -> Eraser:
     recipe = resolve(str(folder / "recipe.yaml"))
-    stage = "edit" if recipe.align is None else "align"
-    file = folder / stage / "weight_edit.safetensors"
+    step = last_erasing(recipe)
+    kind = eraser_class(recipe, step)
+    file = folder / step.name / kind.file
     if not file.is_file():
         own = shlex.quote(str(folder))
         raise PackageError(
-            f"this run is not finished: its {stage} is not there",
+            f"this run is not finished: its {step.name} is not there",
             got=str(folder),
             next=f"editforge run {shlex.quote(str(folder / 'recipe.yaml'))} --output {own}",
         )
-    return WeightEdit.load(file).scaled(recipe.strength)
+    return kind.load(file).scaled(recipe.strength)
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Where an eraser may lie in a folder, the most finished first."""
+    stages = [step.name for step in reversed(LINE) if step.erases]
+    for stage in (*stages, ""):
+        yield folder / stage / WeightEdit.file
+    for place in ("package/lora", "lora", ""):
+        yield folder / place / LORA
+    for kind in _guides():
+        yield from (folder / stage / kind.file for stage in (*stages, ""))
+    found = repository(folder)
+    if found is not None:
+        file = found / read_facts(found).artifact.weights[0]
+        if kind_of(file) is not None:
+            yield file
+
+
+def _guides() -> Iterator[Any]:
+    """The kinds of erasers that implementations of `guide` make; a broken plugin has none."""
+    for name in registry.names("guide"):
+        with contextlib.suppress(EditforgeError):
+            yield registry.get("guide", name).returns

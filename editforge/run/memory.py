@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+from editforge.artifacts.eraser import Eraser
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.live import LiveModel
-from editforge.recipe.contract import Context
+from editforge.recipe.contract import Context, EditOutput
 from editforge.recipe.layers import resolve
+from editforge.recipe.line import LINE
 from editforge.recipe.recipe import Recipe
-from editforge.run.order import align, choose, edit, mine
+from editforge.run.job import Job
 
 
 def erase(
@@ -41,7 +43,8 @@ def erase(
         progress: bars on stderr.
 
     Returns:
-        A WeightEdit. `edit.apply(pipe)`, `edit.remove(pipe)`, `edit.save_lora(folder)`.
+        A WeightEdit. `edit.apply(pipe)`, `edit.remove(pipe)`, `edit.save_lora(folder)`. A method that
+        guides gives its own kind of eraser, which has `applied(pipe)`.
 
     Raises:
         EditforgeError: an unreadable name, an unknown architecture, a refused solve.
@@ -57,14 +60,14 @@ def erase(
         overrides["preserve"] = list(preserve)
     recipe = resolve(method, overrides, options)
     context = Context(LiveModel(pipe, family), recipe.seed, progress)
-    return solve_in_memory(recipe, context)
+    return cast(WeightEdit, solve_in_memory(recipe, context))
 
 
-def solve_in_memory(recipe: Recipe, context: Context) -> WeightEdit:
-    """Mine to align without a folder; the edit has the recipe's strength."""
-    neighbors = mine(recipe, context)
-    targets = choose(recipe, neighbors, context)
-    result = edit(recipe, targets, neighbors, context).edit
-    if recipe.align is not None:
-        result = align(recipe, result, targets, neighbors, context)
-    return result.scaled(recipe.strength)
+def solve_in_memory(recipe: Recipe, context: Context) -> Eraser:
+    """Down the line as far as something erases, without a folder; at the recipe's strength."""
+    job = Job(recipe)
+    for step in LINE:
+        if step.inputs and step.config(recipe) is not None:
+            made = job.make(step, context)
+            job.made[step.name] = made.edit if isinstance(made, EditOutput) else made
+    return job.eraser

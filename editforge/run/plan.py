@@ -22,6 +22,7 @@ from editforge.evaluate.prompts import FEW, gate_prompts
 from editforge.families.open import describe
 from editforge.families.outline import Outline
 from editforge.families.vocabulary import words_of
+from editforge.recipe.line import LINE
 from editforge.recipe.recipe import Recipe
 from editforge.run.check import check, check_model
 from editforge.run.workspace import writable
@@ -100,22 +101,22 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         fetched = sum(model.downloads.values())
     maps = f"{len(paths)} maps of width {width}"
     bound = "its rank is known once it is solved" if rank is None else f"rank at most {rank}"
-    adaptive = "adaptive choice" if recipe.target.use == "adaptive" else "as typed"
-    stages = [
-        ("mine", f"{words} words around {len(recipe.concepts)} concepts", encode),
-        ("target", adaptive, encode / 50),
-        ("edit", f"{maps}, {bound}", solve),
-    ]
+    unknown = float("nan")
+    adaptive = getattr(recipe.target, "use", "") == "adaptive"
+    most = "" if isinstance(recipe.target, FixedConfig) else "at most "
+    costs = {
+        "mine": (f"{words} words around {len(recipe.concepts)} concepts", encode),
+        "target": ("adaptive choice" if adaptive else "as typed", encode / 50),
+        "edit": (f"{maps}, {bound}", solve),
+        "align": (f"training, {getattr(recipe.align, 'use', '')}", unknown),
+        "guide": (f"changes no weight, {getattr(recipe.guide, 'use', '')}", unknown),
+        "evaluate": (f"{most}{pictures} pictures on {model.device}", pictures * one / speed),
+        "package": (", ".join(recipe.package.export), written / 5e8),
+    }
+    stages = [(s.name, *costs[s.name]) for s in LINE if s.config(recipe) is not None]
     if model.downloads:
         what = f"{len(model.downloads)} files of {model.label}, {fetched / 2**20:,.1f} MB"
-        stages.insert(0, ("download", what, float("nan")))
-    if recipe.align is not None:
-        stages.append(("align", f"training, {recipe.align.use}", float("nan")))
-    if recipe.evaluate is not None:
-        most = "" if isinstance(recipe.target, FixedConfig) else "at most "
-        what = f"{most}{pictures} pictures on {model.device}"
-        stages.append(("evaluate", what, pictures * one / speed))
-    stages.append(("package", ", ".join(recipe.package.export), written / 5e8))
+        stages.insert(0, ("download", what, unknown))
     below = folder
     while not below.exists():
         below = below.parent

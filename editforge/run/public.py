@@ -14,12 +14,17 @@ from editforge.run.hand import Hand, pinned, record
 from editforge.run.workspace import hashes
 
 
-def provenance_of(recipe: Recipe, targets: Targets, context: Context, hand: Hand) -> dict[str, Any]:
+def provenance_of(
+    recipe: Recipe, targets: Targets | None, context: Context, hand: Hand
+) -> dict[str, Any]:
     """What every edit says about itself: method, base, concepts, lists edited by hand; no path."""
     model = context.model
     public = pinned(public_recipe(recipe, model.label), hand)
     rows = [
-        {**concept.model_dump(mode="json"), "target": targets.of(concept.name).target}
+        {
+            **concept.model_dump(mode="json"),
+            "target": targets.of(concept.name).target if targets else None,
+        }
         for concept in recipe.concepts
     ]
     return {
@@ -31,7 +36,7 @@ def provenance_of(recipe: Recipe, targets: Targets, context: Context, hand: Hand
         "base_sha256": model.base_sha256,
         "erased": rows,
         "combined": "one concept" if len(rows) == 1 else "joint",
-        "preserve": targets.preserved,
+        "preserve": targets.preserved if targets else [],
         "seed": recipe.seed,
         "recipe_sha256": sha256_json(public),
         "editforge_version": __version__,

@@ -20,7 +20,8 @@ from editforge.run.again import fresh_folder, next_command
 from editforge.run.found import find
 from editforge.run.hand import from_record, starting_from
 from editforge.run.load import load_edit
-from editforge.run.order import execute, gate
+from editforge.run.order import execute
+from editforge.run.stages import gate
 from editforge.run.workspace import RERUN
 
 # what a public recipe has in place of a local file, folder or base

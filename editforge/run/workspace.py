@@ -30,11 +30,11 @@ from editforge.ground.disk import (
 from editforge.ground.errors import EditforgeError, RecipeError
 from editforge.ground.team import Team
 from editforge.ground.version import __version__
+from editforge.recipe.line import Step
 
 SCHEMA = "editforge.run/1"
 # How a card says to repeat a run that no `erase` line describes; a package carries its recipe.yaml.
 RERUN = "editforge run recipe.yaml --output run"
-LISTS = {"mine": "neighbors.yaml", "target": "targets.yaml"}
 
 
 class Workspace:
@@ -119,28 +119,29 @@ class Workspace:
 
     def stage(
         self,
-        name: str,
+        step: Step,
         config: Any,
         inputs: Mapping[str, Path],
         facts: Mapping[str, Any],
-        make: Callable[[Path, Path], None],
+        make: Callable[[Path, Path], object],
         check: Callable[[Path], object],
     ) -> Path:
         """Bring one stage up to date and return its folder.
 
         Args:
-            name: the stage.
+            step: the stage.
             config: its resolved options, JSON-able, free of paths.
             inputs: folders of earlier stages it reads; their content is what counts.
             facts: other things its result depends on: base digest, seed, version.
             make: `make(out, work)` writes the artifact into `out`; `work` outlives a kill.
             check: loads the artifact from a folder; raises if a person's edit broke it.
         """
+        name = step.name
         contents = {key: sha256_json(hashes(path)) for key, path in inputs.items()}
         digest = sha256_json([name, config, contents, dict(facts)])
         folder = self.folder / name
         self._recover(name)
-        reason = self._why_redo(name, digest, check)
+        reason = self._why_redo(step, digest, check)
         if reason is None:
             self._team.tell(False)
             # What a kill or an abandoned export left behind.
@@ -165,8 +166,8 @@ class Workspace:
             folder.rename(self.folder / f".{name}.old")
         (partial / "out").rename(folder)
         entry: dict[str, Any] = {"digest": digest, "inputs": contents, "files": files}
-        if name in LISTS:  # to tell later what a person changed in it
-            entry["written"] = (folder / LISTS[name]).read_text(encoding="utf-8")
+        if step.list:  # to tell later what a person changed in it
+            entry["written"] = (folder / step.list).read_text(encoding="utf-8")
         self._manifest["stages"][name] = entry
         self._write_manifest()
         shutil.rmtree(self.folder / f".{name}.old", ignore_errors=True)
@@ -175,8 +176,9 @@ class Workspace:
         self._team.wait()  # the others may read now
         return folder
 
-    def _why_redo(self, name: str, digest: str, check: Callable[[Path], object]) -> str | None:
+    def _why_redo(self, step: Step, digest: str, check: Callable[[Path], object]) -> str | None:
         """None: up to date. Empty: never done. Else the reason, in words."""
+        name = step.name
         entry, folder = self._manifest["stages"].get(name), self.folder / name
         if entry is None or not folder.is_dir():
             return "" if entry is None else "its folder is gone"
@@ -184,15 +186,15 @@ class Workspace:
         changed = sorted(
             key for key in {*now, *entry["files"]} if now.get(key) != entry["files"].get(key)
         )
-        edited = name in LISTS and changed == [LISTS[name]] and LISTS[name] in now
-        if edited and sha256_text(entry.get("written", "")) == now[LISTS[name]]:
-            self._say(f"{name}: {LISTS[name]} is again what was written; what follows is redone")
+        edited = step.list in now and changed == [step.list]
+        if edited and sha256_text(entry.get("written", "")) == now[str(step.list)]:
+            self._say(f"{name}: {step.list} is again what was written; what follows is redone")
             entry["files"] = now
             del entry["edited"]
             self._write_manifest()
         elif edited:
             check(folder)
-            self._say(f"{name}: your {LISTS[name]} is kept; what follows is redone")
+            self._say(f"{name}: your {step.list} is kept; what follows is redone")
             entry |= {"files": now, "edited": True}
             self._write_manifest()
             return None
@@ -200,7 +202,7 @@ class Workspace:
             return f"{changed[0]} is not what was written"
         if entry["digest"] != digest:
             if entry.get("edited"):
-                self._say(f"{name}: kept, {LISTS[name]} is yours; delete the folder to redo it")
+                self._say(f"{name}: kept, {step.list} is yours; delete the folder to redo it")
                 return None
             return "something it depends on changed"
         return None
