@@ -19,7 +19,7 @@ from torch import Tensor
 from editforge.artifacts.low_rank import Change, LowRank
 from editforge.ground.errors import PackageError
 from editforge.ground.files import LazyTensor
-from editforge.ground.linalg import product_norm, truncated
+from editforge.ground.linalg import product_norm
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,6 @@ def lora_factors(
     dtype: torch.dtype = torch.float32,
     *,
     component: str = "unet",
-    rank: int | None = None,
-    limit: float = 0.01,
 ) -> LoraFactors:
     """Prepare an edit for both LoRA formats; everything a LoRA cannot say is refused here.
 
@@ -75,12 +73,9 @@ def lora_factors(
         edit: text-encoder modules and dense deltas are refused by name.
         dtype: float32 is lossless; 16 bits halve the file and cost a measured error.
         component: the denoiser's name in the pipeline.
-        rank: truncate every module to this rank by SVD in float64. None keeps the edit's.
-        limit: largest relative error a truncation may have. Raising it accepts a weaker copy.
 
     Raises:
-        PackageError: text-encoder modules, dense deltas, no change at all, or an error over
-        `limit`.
+        PackageError: text-encoder modules, dense deltas, or no change at all.
     """
     refuse_other_components(edit, component)
     if edit.dense:
@@ -92,21 +87,10 @@ def lora_factors(
         )
     if not edit.factors:
         raise PackageError("this edit changes no module, there is nothing to write")
-    if rank is not None and rank < 1:
-        raise PackageError("a LoRA has at least rank 1", got=rank)
     pairs = {name.partition(".")[2]: pair for name, pair in sorted(edit.factors.items())}
-    used = pairs if rank is None else {n: _truncated(p, rank) for n, p in pairs.items()}
-    errors = {n: _error(pairs[n], used[n], edit.strength, dtype) for n in pairs}
-    worst = max(errors, key=lambda name: errors[name])
-    if rank is not None and errors[worst] > limit:
-        raise PackageError(
-            f"rank {rank} is too low for this edit",
-            got=f"relative error {errors[worst]:.3g} in {worst}",
-            allowed=f"at most {limit:g}",
-            next=f"raise the rank (the edit has {edit.rank}), or --export unet",
-        )
-    widest = max(1, *(pair.rank for pair in used.values()))
-    return LoraFactors(component, tuple(sorted(pairs)), widest, dtype, errors, used, edit.strength)
+    errors = {name: _error(pair, edit.strength, dtype) for name, pair in pairs.items()}
+    widest = max(1, *(pair.rank for pair in pairs.values()))
+    return LoraFactors(component, tuple(sorted(pairs)), widest, dtype, errors, pairs, edit.strength)
 
 
 def stored_factors(pair: LowRank, strength: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -123,18 +107,10 @@ def stored_factors(pair: LowRank, strength: float, dtype: torch.dtype) -> tuple[
     return (left * scale_b).to(dtype), (right * scale_a[:, None]).to(dtype)
 
 
-def _truncated(pair: LowRank, rank: int) -> LowRank:
-    """The best approximation of B A of this rank; singular values are never clamped."""
-    if pair.rank <= rank:
-        return pair
-    left, right, _ = truncated(pair.B, pair.A, rank)
-    return LowRank(left.float(), right.float())
-
-
-def _error(pair: LowRank, used: LowRank, strength: float, dtype: torch.dtype) -> float:
+def _error(pair: LowRank, strength: float, dtype: torch.dtype) -> float:
     """|stored - wanted| / |wanted|, from the factors alone: the full matrix is never formed."""
     wanted = (strength * pair.B.double(), pair.A.double())
-    stored = tuple(side.double() for side in stored_factors(used, strength, dtype))
+    stored = tuple(side.double() for side in stored_factors(pair, strength, dtype))
     if not all(bool(torch.isfinite(side).all()) for side in stored):
         raise PackageError(f"the factors overflow {dtype}", next="write them in float32")
     if all(torch.equal(*sides) for sides in zip(stored, wanted, strict=True)):
