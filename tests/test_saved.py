@@ -15,7 +15,7 @@ from huggingface_hub.utils import close_session
 from editforge.artifacts.report import Report
 from editforge.evaluate import gate
 from editforge.evaluate.prompts import Counts
-from editforge.families import draw as generate
+from editforge.families import draw
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
@@ -35,11 +35,12 @@ from tests.tiny import save_tiny
 # float32: the verdict must not hang on which CPU rounds to bfloat16
 FEW = """
 import functools
-from editforge.evaluate import gate, generate
+from editforge.evaluate import gate
+from editforge.families import draw
 from editforge.evaluate.prompts import Counts
 counts = Counts(name=8, least=4, names=2, images=2, reference=4)
-sampler = generate.Sampler(steps=8, guidance=4.0, batch=32)
-generate.default_sampler = lambda family: sampler
+sampler = draw.Sampler(steps=8, guidance=4.0, batch=32)
+draw.default_sampler = lambda family: sampler
 gate.evaluate_gate = functools.partial(gate.evaluate_gate, counts=counts, dtype="float32")
 """
 DRIFT = FEW.replace("steps=8", "steps=1")  # where nothing is judged
@@ -219,8 +220,8 @@ def few(monkeypatch):
     counts = Counts(name=2, least=2, names=1, images=1, reference=0)
     small = functools.partial(gate.evaluate_gate, counts=counts, dtype="float32")
     monkeypatch.setattr(gate, "evaluate_gate", small)
-    sampler = generate.Sampler(steps=2, guidance=4.0, batch=8)
-    monkeypatch.setattr(generate, "default_sampler", lambda family: sampler)
+    sampler = draw.Sampler(steps=2, guidance=4.0, batch=8)
+    monkeypatch.setattr(draw, "default_sampler", lambda family: sampler)
 
 
 def tiny_run(folder, base, exports, **model):

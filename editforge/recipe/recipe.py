@@ -19,6 +19,7 @@ from pydantic import (
 from editforge.artifacts.concepts import Concept, Name
 from editforge.families.config import ModelConfig
 from editforge.ground.disk import dump_yaml
+from editforge.ground.errors import RecipeError
 from editforge.ground.names import fold
 from editforge.recipe import registry
 from editforge.recipe.contract import StageConfig
@@ -117,7 +118,11 @@ class Recipe(_Section):
         if not weights and self.guide is None:
             raise ValueError("edit and align are both null: nothing would be erased")
         if weights and self.target is None:
-            raise ValueError(f"{weights[0]} needs a target: only a recipe that guides has none")
+            raise RecipeError(
+                f"target: {NO_STAGE}",
+                got=f"null beside {weights[0]}; only a recipe that guides has none",
+                next="editforge list stages",
+            )
         if weights and self.guide is not None:
             raise ValueError(f"guide changes no weight and stands alone: set {weights[0]} to null")
         if self.guide is not None and self.continue_from is not None:

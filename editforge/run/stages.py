@@ -14,8 +14,6 @@ from editforge.artifacts.report import Report
 from editforge.artifacts.system import System
 from editforge.artifacts.targets import Targets
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.evaluate.gate import evaluate_gate
-from editforge.families.draw import default_sampler
 from editforge.families.model import TextModel
 from editforge.recipe import registry
 from editforge.recipe.contract import (
@@ -109,6 +107,9 @@ def gate(
 
     A family without lists of its own takes the preserved words as near names.
     """
+    from editforge.evaluate.gate import evaluate_gate
+    from editforge.families.draw import default_sampler
+
     family = model.family
     return evaluate_gate(
         model.pipeline(),
