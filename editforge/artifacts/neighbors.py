@@ -44,7 +44,7 @@ class Neighbor(_Data):
 class MinedShell(_Data):
     """Where one concept's unnamed neighbors lie, and how many are drawn; never the vectors.
 
-    `editforge.mine.shell.neighbors_of` draws them again from the seed, the concept and this block. Only
+    `ground.shell.neighbors_of` draws them again from the seed, the concept and this block. Only
     angles and the ratio distance / radius matter: the shell moves with the state it is put around.
 
     Args:

@@ -164,7 +164,7 @@ class WeightEdit:
 
         Raises:
             EditError: a module is missing or has another shape, or the pipeline does not compute with
-                the weights that it shows (`editable.py`); nothing is changed then.
+                the weights that it shows (`families/editable.py`); nothing is changed then.
         """
         paths = {name: f"{name}.weight" for name in self.factors} | {
             name: name for name in self.dense

@@ -2,7 +2,7 @@
 
 What a model still draws after an erasure is asked for by states near the erased one, named or not.
 The shell says where these lie; the vectors are not stored but drawn again from the seed by whoever
-needs them (`editforge.mine.shell.neighbors_of`). Random directions need not pass near any word, so each
+needs them (`ground.shell.neighbors_of`). Random directions need not pass near any word, so each
 neighbor is listed with the words nearest to it. Words inside the shell's band of cosines are listed for
 review, preserved unless a person says otherwise.
 

@@ -1,7 +1,7 @@
 """Artifact E: one checkpoint file in the published original names, SD 1.x and SDXL.
 
 Denoiser, VAE and text encoders are renamed and streamed from the base's files; only the denoiser is
-edited. The names are those of `original.py`.
+edited. The names are those of `families/original.py`.
 """
 
 from __future__ import annotations
