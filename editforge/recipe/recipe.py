@@ -17,12 +17,14 @@ from pydantic import (
 )
 
 from editforge.artifacts.concepts import Concept, Name
+from editforge.artifacts.eraser import Eraser
 from editforge.families.config import ModelConfig
 from editforge.ground.disk import dump_yaml
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import fold
 from editforge.recipe import registry
 from editforge.recipe.contract import StageConfig
+from editforge.recipe.line import LINE, Step
 
 NO_STAGE = "a stage is a mapping"
 
@@ -111,6 +113,17 @@ class Recipe(_Section):
                 raise ValueError(f"{both[0]!r} is both erased and preserved")
         self._check_erasing()
         return self
+
+    @property
+    def erasing(self) -> tuple[Step, ...]:
+        """The stages that erase, in order; the last makes the eraser that is judged and packaged."""
+        return tuple(step for step in LINE if step.erases and step.config(self) is not None)
+
+    def eraser_class(self, step: Step) -> type[Eraser]:
+        """What one of them makes."""
+        own: Any = step.artifact_class()
+        kind: type[Eraser] = own or registry.get(step.name, step.config(self).use).returns
+        return kind
 
     def _check_erasing(self) -> None:
         """`edit` and/or `align` change weights; `guide` steers sampling, and stands alone."""

@@ -22,7 +22,6 @@ from editforge.recipe.recipe import Recipe
 from editforge.run import stages
 from editforge.run.again import next_command
 from editforge.run.hand import Hand, by_hand, carried, pinned, with_own_reasons
-from editforge.run.load import eraser_class
 from editforge.run.public import content_of, portable, public_recipe
 from editforge.run.workspace import RERUN
 
@@ -109,6 +108,8 @@ class Job:
                 own = [own, recipe.preserve]
             case "edit":
                 own = [own, content_of(recipe.continue_from), *([self.hand] if self.hand else [])]
+            case "align" if self.hand and recipe.edit is None:
+                own = [own, self.hand]
             case "guide":
                 own = [own, *([self.hand] if self.hand else [])]
             case "evaluate":
@@ -121,7 +122,7 @@ class Job:
     def load(self, step: Step, folder: Path) -> Any:
         """What lies in the folder of a stage."""
         if step.erases:
-            kind = eraser_class(self.recipe, step)
+            kind = self.recipe.eraser_class(step)
             return kind.load(folder / kind.file)
         artifact = step.artifact_class()
         return artifact and artifact.load(folder)

@@ -18,8 +18,7 @@ from editforge.ground.files import read_header
 from editforge.package.facts import provenance_beside, read_facts, repository
 from editforge.recipe import registry
 from editforge.recipe.layers import resolve
-from editforge.recipe.line import LINE, Step
-from editforge.recipe.recipe import Recipe
+from editforge.recipe.line import LINE
 
 
 def load_edit(path: str | Path) -> Any:
@@ -59,25 +58,10 @@ def kind_of(file: Path) -> type[Eraser] | None:
     return next((kind for kind in _guides() if kind.header in metadata), None)
 
 
-def eraser_class(recipe: Recipe, step: Step) -> type[Eraser]:
-    """What a stage that erases makes, for this recipe."""
-    own: type[Eraser] | None = step.artifact_class()
-    if own is not None:
-        return own
-    made: Any = registry.get(step.name, step.config(recipe).use).returns
-    kind: type[Eraser] = made
-    return kind
-
-
-def last_erasing(recipe: Recipe) -> Step:
-    """The stage whose eraser is the run's."""
-    return [step for step in LINE if step.erases and step.config(recipe) is not None][-1]
-
-
 def _of_run(folder: Path) -> Eraser:
     recipe = resolve(str(folder / "recipe.yaml"))
-    step = last_erasing(recipe)
-    kind = eraser_class(recipe, step)
+    step = recipe.erasing[-1]
+    kind = recipe.eraser_class(step)
     file = folder / step.name / kind.file
     if not file.is_file():
         own = shlex.quote(str(folder))
