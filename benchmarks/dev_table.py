@@ -25,7 +25,7 @@ from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
-from editforge.run.order import choose, edit, mine
+from editforge.run.stages import choose, edit, mine
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from editforge.ground.keyed import keyed
 from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
 from editforge.recipe.recipe import Recipe
-from editforge.run.order import choose, edit, mine
+from editforge.run.stages import choose, edit, mine
 
 # name: method, then `--set` texts; "base" is the unedited model, NAME=PATH a saved edit
 VARIANTS: dict[str, tuple[str, ...]] = {

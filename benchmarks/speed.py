@@ -114,7 +114,7 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
     from editforge.ground.linalg import constrained
     from editforge.recipe.contract import Context
     from editforge.recipe.layers import resolve
-    from editforge.run.order import choose, edit, mine
+    from editforge.run.stages import choose, edit, mine
 
     model = Model(folder, Origin("speed"))
     width = model.family.text_width

@@ -17,7 +17,7 @@ from editforge.families.open import open_model
 from editforge.ground.disk import dump_yaml
 from editforge.recipe.contract import Context, EditOutput
 from editforge.recipe.layers import resolve
-from editforge.run.order import choose, edit, mine
+from editforge.run.stages import choose, edit, mine
 from tests.tiny import save_tiny, tiny_family
 
 KINDS = ("sd1", "sd2", "sdxl", "emoji")

@@ -20,7 +20,7 @@ from editforge.ground.linalg import constrained, moved
 from editforge.ground.linalg import rank as rank_of
 from editforge.recipe.contract import Context, EditInputs
 from editforge.recipe.registry import get
-from editforge.run.order import edit as run_edit
+from editforge.run.stages import edit as run_edit
 from tests.models import KINDS, LOOSE, TINY, opened, operator, recipe, solved
 
 METHODS = {

@@ -30,7 +30,7 @@ from editforge.ground.shell import (
 from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
 from editforge.run.load import load_edit
-from editforge.run.order import choose, edit, mine
+from editforge.run.stages import choose, edit, mine
 from tests.command import UNJUDGED, editforge
 from tests.models import LOOSE, opened, recipe, solved
 

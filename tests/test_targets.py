@@ -18,7 +18,7 @@ from editforge.ground.errors import EditError, RecipeError
 from editforge.ground.linalg import solve
 from editforge.ground.names import fold, with_article
 from editforge.recipe.contract import Context, TargetInputs
-from editforge.run.order import choose, mine
+from editforge.run.stages import choose, mine
 from editforge.target.adaptive import AdaptiveConfig, adaptive
 from tests.models import family_file, opened, recipe, tiny_folder
 from tests.tiny import WORDS

@@ -146,9 +146,12 @@ def _edit(job: Job, context: Context) -> Saved:
 
 
 def _align(job: Job, context: Context) -> Saved:
-    assert job.targets is not None
-    start, hand = job.made.get("edit"), job.hand
-    return EditOutput(stages.align(job.recipe, start, job.targets, job.neighbors, context, hand))
+    """On top of the closed form, or of an edit of nothing."""
+    recipe, targets, neighbors = job.recipe, job.targets, job.neighbors
+    assert targets is not None
+    start = job.made.get("edit")
+    start = start or stages.edit(recipe, targets, neighbors, context, job.hand).edit
+    return EditOutput(stages.align(recipe, start, targets, neighbors, context))
 
 
 def _guide(job: Job, context: Context) -> Saved:

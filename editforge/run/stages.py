@@ -54,28 +54,23 @@ def edit(
     context: Context,
     hand: Hand | None = None,
 ) -> EditOutput:
-    """Compute the closed form at strength 1, with provenance."""
-    path = recipe.continue_from
-    earlier = System.load(Path(path).expanduser()) if path else None
-    inputs = EditInputs(recipe.concepts, targets, neighbors, earlier)
-    output = _call("edit", recipe.edit, inputs, context)
-    output = output if isinstance(output, EditOutput) else EditOutput(output)
+    """Compute the closed form at strength 1, with provenance; empty if the recipe has none."""
+    if recipe.edit is None:
+        output = EditOutput(WeightEdit({}, exact_rank=0))
+    else:
+        path = recipe.continue_from
+        earlier = System.load(Path(path).expanduser()) if path else None
+        inputs = EditInputs(recipe.concepts, targets, neighbors, earlier)
+        output = _call("edit", recipe.edit, inputs, context)
+        output = output if isinstance(output, EditOutput) else EditOutput(output)
     facts = provenance_of(recipe, targets, context, hand or {})
     return replace(output, edit=output.edit.explained(facts))
 
 
 def align(
-    recipe: Recipe,
-    start: WeightEdit | None,
-    targets: Targets,
-    neighbors: Neighbors,
-    context: Context,
-    hand: Hand | None = None,
+    recipe: Recipe, start: WeightEdit, targets: Targets, neighbors: Neighbors, context: Context
 ) -> WeightEdit:
-    """Train on top of an edit, or of nothing; the result holds both."""
-    if start is None:
-        facts = provenance_of(recipe, targets, context, hand or {})
-        start = WeightEdit({}, exact_rank=0, provenance=facts)
+    """Train on top of an edit; the result holds both."""
     inputs = AlignInputs(recipe.concepts, targets, neighbors, start)
     result: WeightEdit = _call("align", recipe.align, inputs, context)
     return result.explained(start.provenance)
