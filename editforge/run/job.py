@@ -149,7 +149,7 @@ def _align(job: Job, context: Context) -> Saved:
     """On top of the closed form, or of an edit of nothing."""
     recipe, targets, neighbors = job.recipe, job.targets, job.neighbors
     assert targets is not None
-    start = job.made.get("edit")
+    start: Any = job.made.get("edit")
     start = start or stages.edit(recipe, targets, neighbors, context, job.hand).edit
     return EditOutput(stages.align(recipe, start, targets, neighbors, context))
 
