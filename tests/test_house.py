@@ -25,7 +25,7 @@ FLOORS = (
 )
 ROOMS = FLOORS[2]
 # What a room may know of recipes: what it registers with, and what it is given.
-CONTRACT = {"recipe.contract", "recipe.registry"}
+CONTRACT = {"recipe.contract", "recipe.export", "recipe.registry"}
 
 Edges = dict[str, set[str]]
 

@@ -143,7 +143,8 @@ def test_a_shipped_form_holds_the_edit_and_leaves_the_base_as_it_was(home, form)
         pipe = model.pipeline()
         before = {name: weight.clone() for name, weight in weights(pipe).items()}
         scheduler = dict(pipe.scheduler.config)
-        edited = weights(Shipped(form, place, model)(pipe))
+        with Shipped(form, place, model).applied(pipe) as shipped:
+            edited = weights(shipped)
         assert all(torch.equal(before[name], weight) for name, weight in weights(pipe).items())
         assert dict(pipe.scheduler.config) == scheduler
         assert not pipe.get_list_adapters()

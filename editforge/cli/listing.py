@@ -39,7 +39,7 @@ def list_(
 
         rows = {
             f"{stage} {name}": {"idea": line}
-            for stage in registry.STAGES
+            for stage in registry.KINDS
             for name, line in registry.names(stage).items()
         }
         for name, fault in registry.plugins()[1].items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.ground.disk import read_json
-from editforge.package.base import BaseModel
+from editforge.recipe.export import BaseModel
 
 ORIGINAL = (
     "https://github.com/Stability-AI/generative-models"  # as trainers write it, not a promise

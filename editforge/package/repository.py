@@ -17,9 +17,10 @@ from typing import Any
 from editforge.artifacts.sums import FACTS, hashes
 from editforge.families.config import EMBEDDED
 from editforge.ground.disk import parse_yaml, write_json, write_text
-from editforge.package.base import BaseModel
 from editforge.package.card import render_card
+from editforge.package.exports import exporter
 from editforge.package.scrub import marks
+from editforge.recipe.export import BaseModel
 
 RESULTS = "editforge_results.json"
 PINNED = ("diffusers", "huggingface_hub", "peft", "safetensors", "torch", "transformers")
@@ -159,11 +160,7 @@ def is_copy(model: BaseModel, carried: Collection[str], name: str) -> bool:
     export, _, rest = name.partition("/")
     if rest in carried:
         return True
-    denoiser = f"{model.family.denoiser}/diffusion_pytorch_model"
-    if export == "unet":
-        copied = rest == "config.json"
-    else:
-        copied = export == "pipeline" and not rest.startswith((*_OWN, denoiser))
+    copied = not rest.startswith(_OWN) and exporter(export).copied(model.family, rest)
     return copied and (not model.local or rest.endswith((*_VOCABULARY, ".safetensors")))
 
 

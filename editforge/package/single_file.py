@@ -24,9 +24,33 @@ from editforge.families.original import (
 )
 from editforge.ground.errors import PackageError
 from editforge.ground.files import DTYPES, LazyTensor, read_header, write_safetensors
-from editforge.package.base import BaseModel, Weights, check_exports, check_fits, edited_tensors
+from editforge.package.base import (
+    Weights,
+    check_fits,
+    check_offered,
+    check_same,
+    edited_tensors,
+)
 from editforge.package.denoiser import SUFFIXES, precision
 from editforge.package.header import ORIGINAL, modelspec_header
+from editforge.recipe.export import BaseModel, Exportable
+
+_DENOISER = "model.diffusion_model."
+
+
+def check_original(model: Exportable, export: str) -> None:
+    """Refuse a base whose family has no original format, or that a single file cannot describe.
+
+    Raises:
+        PackageError: with what it can be exported as.
+    """
+    check_offered(model, export)
+    if model.prediction_type != "epsilon":
+        raise PackageError(
+            "a single file cannot say how its model predicts, and readers assume epsilon",
+            got=model.prediction_type,
+            next="export the folder instead: --export pipeline",
+        )
 
 
 def write_single_file(
@@ -38,8 +62,8 @@ def write_single_file(
         PackageError: the family has no original format, a weight without an original name, or a
             prediction type that a single file cannot say.
     """
-    check_exports(model, ["single-file"])
-    denoiser = Weights.open(model.folder / model.family.denoiser, model.variant)
+    check_original(model, "single-file")
+    denoiser = Weights.of(model)
     check_fits(edit, denoiser)
     cast = precision(dtype)
     tensors = _unet(denoiser, edit, cast) | _vae(model, cast) | _text(model, cast)
@@ -54,10 +78,23 @@ def write_single_file(
     return path
 
 
+def check_shipped(model: BaseModel, file: Path) -> None:
+    """Refuse a file whose denoiser, by its original names, has other weights than the base's.
+
+    Raises:
+        PackageError: with the first that differ.
+    """
+    base = Weights.of(model).shapes()
+    names = unet_names(base)
+    want = {f"{_DENOISER}{names[name]}": shape for name, shape in base.items()}
+    table = read_header(file)[1]
+    check_same(model, want, {name: table[name].shape for name in want if name in table})
+
+
 def _unet(weights: Weights, edit: WeightEdit, cast: torch.dtype | None) -> dict[str, LazyTensor]:
     names = unet_names(weights.where)
     tensors = edited_tensors(weights, edit, cast)
-    return {f"model.diffusion_model.{names[name]}": tensor for name, tensor in tensors.items()}
+    return {f"{_DENOISER}{names[name]}": tensor for name, tensor in tensors.items()}
 
 
 def _vae(model: BaseModel, cast: torch.dtype | None) -> dict[str, LazyTensor]:

@@ -7,12 +7,17 @@ takes them and how they are loaded; card, pictures, hashes and `reproduce/` are 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from editforge.artifacts.eraser import Eraser
 from editforge.families.schema import Family
+
+if TYPE_CHECKING:
+    from editforge.families.model import Model
+    from editforge.families.outline import Outline
 
 
 class Exportable(Protocol):
@@ -68,13 +73,16 @@ class Exporter(ABC):
         name: as it is registered, and the folder in a package.
         accepts: the erasers that it can write; a recipe that makes another is refused when it is read.
         relation: the Hub's `base_model_relation`.
-        tags: of the card, behind `concept-erasure` and `editforge`; the family's own follows.
+        tags: of the card, behind `concept-erasure` and `editforge`; the family's own follows, and
+            those of the kind `template:...` stand behind it.
+        is_folder: a user loads the folder, not one file of it.
     """
 
     name: ClassVar[str]
     accepts: ClassVar[type]
     relation: ClassVar[str] = "adapter"
     tags: ClassVar[tuple[str, ...]] = ()
+    is_folder: ClassVar[bool] = False
 
     @abstractmethod
     def usage(self) -> str:
@@ -87,25 +95,41 @@ class Exporter(ABC):
             PackageError: why, and which others there are.
         """
 
+    def check_eraser(self, model: BaseModel, eraser: Any) -> None:  # noqa: B027
+        """Refuse an eraser that the base cannot take; asked of every export before one is written.
+
+        Raises:
+            PackageError: what does not fit.
+        """
+
+    def check_shipped(self, model: Model, place: Path) -> None:  # noqa: B027
+        """Refuse a file or folder that the base cannot take, before it is drawn with.
+
+        Loaders skip keys that they do not know, or fill in random ones.
+
+        Raises:
+            PackageError: what does not fit.
+        """
+
     @abstractmethod
     def write(self, model: BaseModel, eraser: Any, folder: Path, title: str, dtype: str) -> Written:
-        """Write the weight files into `folder`; refuse, before anything is written, what does not fit.
+        """Write the weight files into `folder`.
 
         Args:
             model: the base.
             eraser: one of `accepts`.
-            folder: of the repository, empty.
+            folder: of the repository; it is not there yet.
             title: release name, for file names and headers.
             dtype: base, float32, float16 or bfloat16; of full checkpoints.
         """
 
     @abstractmethod
-    def applied(self, model: Any, place: Path, pipe: Any) -> Any:
-        """The erasing pipeline as a user of the repository loads it; a context manager.
+    def applied(self, model: Model, place: Path, pipe: Any) -> AbstractContextManager[Any]:
+        """The erasing pipeline as a user of the repository loads it.
 
         Args:
             model: the base, open.
-            place: the weight file or the folder.
+            place: the weight file; the folder, if the form is one.
             pipe: the base's pipeline, which stays as it is: precision and device are taken from it.
         """
 
@@ -113,15 +137,15 @@ class Exporter(ABC):
         """Whether a file, by its path in the repository, is the base's and not ours."""
         return False
 
-    def bytes(self, model: Any, recipe: Any, lora: int) -> int:
+    def bytes(self, model: Outline, dtype: str, size: int) -> int:
         """Bytes of the weight files, for `--dry-run`.
 
         Args:
-            model: the `Outline` of the base.
-            recipe: resolved.
-            lora: bytes of the change as factors.
+            model: of the base.
+            dtype: of full checkpoints.
+            size: bytes of the eraser itself, at most.
         """
-        return lora
+        return size
 
 
 def accepts(exporter: type[Exporter], eraser: type) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -15,15 +16,17 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from editforge.artifacts.concepts import Concept, Name
 from editforge.artifacts.eraser import Eraser
 from editforge.families.config import ModelConfig
 from editforge.ground.disk import dump_yaml
-from editforge.ground.errors import RecipeError
+from editforge.ground.errors import RecipeError, did_you_mean
 from editforge.ground.names import fold
 from editforge.recipe import registry
 from editforge.recipe.contract import StageConfig
+from editforge.recipe.export import accepts
 from editforge.recipe.line import LINE, Step
 
 NO_STAGE = "a stage is a mapping"
@@ -52,6 +55,15 @@ def _listed(value: Any) -> Any:
     return value if value is None or isinstance(value, (list, tuple)) else [value]
 
 
+def _registered(name: str) -> str:
+    known = registry.known(registry.EXPORT)
+    if name not in known:
+        said = did_you_mean(f"'{name}'", [f"'{one}'" for one in known])
+        raise PydanticCustomError("export", "{allowed}", {"allowed": said})
+    return name
+
+
+Export = Annotated[str, AfterValidator(_registered)]
 Mine = Annotated[SerializeAsAny[StageConfig], _stage("mine", needed=True)]
 
 
@@ -67,7 +79,7 @@ class EvaluateConfig(_Section):
 class PackageConfig(_Section):
     """What is written for others to load."""
 
-    export: tuple[Literal["lora", "unet", "pipeline", "single-file"], ...] = Field(
+    export: tuple[Export, ...] = Field(
         ("lora",), min_length=1, description="One repository folder each."
     )
     dtype: Literal["base", "float32", "float16", "bfloat16"] = Field(
@@ -112,6 +124,7 @@ class Recipe(_Section):
             if both:
                 raise ValueError(f"{both[0]!r} is both erased and preserved")
         self._check_erasing()
+        self._check_exports()
         return self
 
     @property
@@ -140,6 +153,20 @@ class Recipe(_Section):
             raise ValueError(f"guide changes no weight and stands alone: set {weights[0]} to null")
         if self.guide is not None and self.continue_from is not None:
             raise ValueError("continue_from joins weight changes, and guide makes none")
+
+    def _check_exports(self) -> None:
+        """Each export takes what the last erasing stage makes."""
+        made = self.eraser_class(self.erasing[-1])
+        for name in self.package.export:
+            form: Any = registry.get(registry.EXPORT, name).returns
+            if not accepts(form, made):
+                takers = ", ".join(registry.takers(made))
+                raise RecipeError(
+                    f"the export {name} does not take what this recipe makes",
+                    got=made.__name__,
+                    allowed=form.accepts.__name__,
+                    next=f"--export, one of: {takers}" if takers else "docs/extending.md",
+                )
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

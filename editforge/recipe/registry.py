@@ -8,6 +8,7 @@ are read from the source; `list` imports no torch. Third parties add one entry p
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -188,7 +189,7 @@ def get(stage: str, name: str) -> Implementation:
         else:
             raise RecipeError(
                 f"{stage} has no {name!r}",
-                allowed=did_you_mean(name, names(stage)),
+                allowed=did_you_mean(name, known(stage)),
                 next="editforge list stages",
             )
     if (stage, name) not in _loaded:
@@ -204,6 +205,23 @@ def names(stage: str) -> dict[str, str]:
         if owner == stage:
             listed[name] = f"from {_source(point)}"
     return listed
+
+
+def known(stage: str) -> list[str]:
+    """Every name that `get` answers to: those of `names`, and what this process has registered."""
+    return list(dict.fromkeys([*names(stage), *(name for kind, name in _loaded if kind == stage)]))
+
+
+def takers(eraser: type) -> list[str]:
+    """The exports that can write erasers of a class; a broken plugin writes nothing."""
+    from editforge.recipe.export import accepts
+
+    found = []
+    for name in known(EXPORT):
+        with contextlib.suppress(EditforgeError):
+            if accepts(get(EXPORT, name).returns, eraser):
+                found.append(name)
+    return found
 
 
 def plugins() -> tuple[dict[str, EntryPoint], dict[str, str]]:

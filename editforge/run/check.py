@@ -15,7 +15,7 @@ from editforge.families.schema import load_family
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import filled, fold
 from editforge.ground.places import is_hub_id
-from editforge.package.base import check_exports
+from editforge.package.exports import check_exports
 from editforge.recipe.line import LINE
 
 if TYPE_CHECKING:

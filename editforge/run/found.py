@@ -17,10 +17,9 @@ from editforge.artifacts.lora.read import read_lora
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.config import ModelConfig
 from editforge.families.model import Model
-from editforge.families.original import unet_names
 from editforge.ground.errors import PackageError, RecipeError
 from editforge.ground.files import read_header
-from editforge.package.base import Weights, check_fits
+from editforge.package.exports import exporter
 from editforge.package.facts import Claims, base_config, read_claims, read_facts, repository
 from editforge.package.shipped import Shipped
 from editforge.recipe.layers import resolve
@@ -75,7 +74,7 @@ class Found:
         if self.edit is not None:
             return self.edit
         assert self.form is not None
-        _check_artifact(self.form, self.place, model)
+        exporter(self.form).check_shipped(model, self.place)
         return Shipped(self.form, self.place, model, self.strength)
 
 
@@ -126,15 +125,16 @@ def _is_edit(place: Path) -> bool:
 def _repository(folder: Path, place: Path) -> Found:
     facts = read_facts(folder)
     weights = folder / facts.artifact.weights[0]
-    artifact = {"lora": weights, "single-file": weights}.get(facts.export, folder)
+    whole = exporter(facts.export).is_folder
+    artifact = folder if whole else weights
     if place.is_file():
-        if facts.export in ("unet", "pipeline") and place != weights:
+        if whole and place != weights:
             raise PackageError(
                 "a folder is loaded whole, by its unsuffixed file",
                 got=place.name,
                 next=f"editforge evaluate {shlex.quote(str(folder))}",
             )
-        artifact = place if facts.export in ("lora", "single-file") else folder
+        artifact = folder if whole else place
     claims = facts.claims.model_copy(update={"base_sha256": facts.base.sha256})
     return Found(
         facts.export,
@@ -199,29 +199,3 @@ def _given(found: Found, typed: str, concepts: tuple[str, ...], kind: str) -> Cl
         allowed="--concept NAME, once for each, and its base: --model",
         next=shlex.join(["editforge", "evaluate", typed, *words]),
     )
-
-
-def _check_artifact(form: str, place: Path, model: Model) -> None:
-    """Refuse weights that the base cannot take: loaders skip such keys, or fill in random ones."""
-    base = Weights.open(model.folder / model.family.denoiser, model.variant)
-    if form == "lora":
-        check_fits(read_lora(place), base)
-        return
-    want = {name: base.shape(name) for name in base.where}
-    if form == "single-file":
-        names = unet_names(want)
-        want = {f"model.diffusion_model.{names[name]}": shape for name, shape in want.items()}
-        table = read_header(place)[1]
-        have = {name: table[name].shape for name in want if name in table}
-    else:
-        folder = place / model.family.denoiser if form == "pipeline" else place
-        shipped = Weights.open(folder, None)
-        have = {name: shipped.shape(name) for name in shipped.where}
-    wrong = sorted(name for name in {*want, *have} if want.get(name) != have.get(name))
-    if wrong:
-        raise PackageError(
-            f"its denoiser has other weights than the base's: {len(wrong)} differ",
-            got=", ".join(wrong[:3]),
-            allowed=f"the {len(want)} weights of {model.label}",
-            next="name its own base: --model",
-        )

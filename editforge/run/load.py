@@ -91,6 +91,6 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 def _guides() -> Iterator[Any]:
     """The kinds of erasers that implementations of `guide` make; a broken plugin has none."""
-    for name in registry.names("guide"):
+    for name in registry.known("guide"):
         with contextlib.suppress(EditforgeError):
             yield registry.get("guide", name).returns

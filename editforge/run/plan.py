@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from editforge.evaluate.prompts import FEW, gate_prompts
 from editforge.families.open import describe
 from editforge.families.outline import Outline
 from editforge.families.vocabulary import words_of
+from editforge.package.exports import exporter
 from editforge.recipe.line import LINE
 from editforge.recipe.recipe import Recipe
 from editforge.run.check import check, check_model
@@ -147,20 +147,10 @@ def _rank(recipe: Recipe, model: Outline, mined: Sequence[tuple[int, int]]) -> i
 
 
 def _written(recipe: Recipe, model: Outline, lora: int) -> int:
-    """Bytes of all exports, and of the edit itself twice: solved, and as a LoRA."""
-    cast = {"float32": 4, "float16": 2, "bfloat16": 2}.get(recipe.package.dtype)
-    count = sum(prod(shape) for shape in model.shapes.values())
-    own = model.bytes_of(model.family.denoiser)
-    denoiser = own if cast in (None, own // max(count, 1)) else own + cast * count
-    whole = sum(model.sizes.values())
-    parts = [own, *(model.bytes_of(part.encoder) for part in model.family.text)]
-    sizes = {
-        "lora": lora * (2 if model.family.kohya else 1),
-        "unet": denoiser,
-        "pipeline": whole - own + denoiser,
-        "single-file": sum(parts) + model.bytes_of("vae"),
-    }
-    return lora + sum(sizes[kind] for kind in recipe.package.export) + 2**20
+    """Bytes of the eraser itself and of all exports."""
+    wanted = recipe.package
+    exports = [exporter(name).bytes(model, wanted.dtype, lora) for name in wanted.export]
+    return lora + sum(exports) + 2**20
 
 
 def _pictures(recipe: Recipe, model: Outline) -> int:
