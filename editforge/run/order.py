@@ -136,6 +136,7 @@ def gate(
         sampler=default_sampler(family),
         progress=context.progress,
         workdir=context.work,
+        workdir_of=model.digest if context.work else None,
         team=context.team,
     )
 
