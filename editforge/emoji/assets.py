@@ -32,6 +32,12 @@ def folder() -> Path:
     return _verified("pipeline")
 
 
+def verified() -> dict[Path, str]:
+    """Each file of the embedded pipeline with the sha256 that `folder` has found it to have."""
+    _verified("pipeline")
+    return {_ASSETS / name: v for name, v in _digests().items() if name.startswith("pipeline/")}
+
+
 def attribution() -> Path:
     """ATTRIBUTION.md: art sources and licenses, which travel with the weights."""
     return _verified("ATTRIBUTION.md")

@@ -33,6 +33,7 @@ from editforge.families.draw import (
     own_size,
     sample,
     sampling_dtype,
+    weights_digest,
 )
 from editforge.ground.errors import RecipeError
 from editforge.ground.team import Team
@@ -58,6 +59,7 @@ def evaluate_gate(
     counts: Counts | None = None,
     progress: bool = True,
     workdir: Path | None = None,
+    workdir_of: str | None = None,
     team: Team | None = None,
 ) -> Report:
     """Evaluate one eraser on one pipeline; weights and settings of the pipeline come back.
@@ -80,6 +82,9 @@ def evaluate_gate(
         counts: how many images; None is the `gate` tier, or a few where nothing can be judged.
         progress: bars on stderr.
         workdir: drawn images are kept here, so that a killed evaluation resumes.
+        workdir_of: names the base and the eraser that `workdir` belongs to, and to no others, as a
+            run's stage does; no weight is hashed then. None: what is kept there is found again by the
+            weights that drew it.
         team: processes that share the drawing, by way of `workdir`.
     """
     prompts = partial(
@@ -94,7 +99,12 @@ def evaluate_gate(
     sampler = replace(sampler, size=sampler.size or own_size(pipe))
     chosen = sampling_dtype(pipe, dtype)
 
-    def draw(model: Any, prompts: Sequence[Prompt], label: str) -> NDArray[np.uint8]:
+    def weights(model: Any) -> str | None:
+        return weights_digest(model) if workdir and workdir_of is None else workdir_of
+
+    def draw(
+        model: Any, prompts: Sequence[Prompt], label: str, drawn_by: str | None
+    ) -> NDArray[np.uint8]:
         return sample(
             model,
             prompts,
@@ -103,13 +113,15 @@ def evaluate_gate(
             progress=progress,
             label=label,
             workdir=workdir,
+            weights=drawn_by,
             team=team,
         )
 
-    base = draw(pipe, plan.prompts, "base")
-    reference = draw(pipe, plan.reference, "reference") if plan.reference else None
+    own = weights(pipe)
+    base = draw(pipe, plan.prompts, "base", own)
+    reference = draw(pipe, plan.reference, "reference", own) if plan.reference else None
     with _applied(eraser, pipe) as edited_pipe:
-        edited = draw(edited_pipe, plan.prompts, "edited")
+        edited = draw(edited_pipe, plan.prompts, "edited", weights(edited_pipe))
     scores = score(
         plan.rows,
         base,

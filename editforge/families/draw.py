@@ -114,6 +114,7 @@ def sample(
     progress: bool = True,
     label: str = "images",
     workdir: Path | None = None,
+    weights: str | None = None,
     team: Team | None = None,
 ) -> NDArray[np.uint8]:
     """Draw each prompt with each of its seeds, in order.
@@ -128,6 +129,8 @@ def sample(
         workdir: finished batches are kept here, keyed by weights and request, so that a killed
             evaluation resumes with the same bytes. One pipeline and one eraser per folder: a
             change that is not in the weights (a hook, another prompt) is not seen.
+        weights: what tells these weights from others under the same `label` and `workdir`, if the
+            caller knows it; None: they are hashed, all of them (`weights_digest`).
         team: processes that share the batches and read each other's in `workdir`; without one
             each draws all.
 
@@ -139,7 +142,8 @@ def sample(
     rows = [(prompt, seed) for prompt in prompts for seed in prompt.seeds]
     batches = [rows[start : start + sampler.batch] for start in range(0, len(rows), sampler.batch)]
     chosen = sampling_dtype(pipe, dtype)
-    weights = _weights_digest(pipe) if workdir else ""
+    if workdir and weights is None:
+        weights = weights_digest(pipe)
     team = team if team and workdir else Team()
     images, others = [], []
     with (
@@ -233,7 +237,8 @@ def _kept_batch(path: Path | None, key: str) -> NDArray[np.uint8] | None:
         return None  # cut short by a kill: draw it again
 
 
-def _weights_digest(pipe: Any) -> str:
+def weights_digest(pipe: Any) -> str:
+    """Digest of every weight of a pipeline, as it is now: a second for each two or three GB."""
     digest = hashlib.sha256()
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, torch.nn.Module):

@@ -45,7 +45,7 @@ def open_model(
             license_name="apache-2.0-and-cc-by-4.0-and-mit",  # of the art, as LICENSE.md has them
             license_link="LICENSE.md",
         )
-        yield Model(emoji.folder(), origin, **options)
+        yield Model(emoji.folder(), origin, hashed=emoji.verified(), **options)
     elif path.is_dir():
         yield _local(path, config, options, say)
     elif path.suffix in (".safetensors", *_PICKLED):

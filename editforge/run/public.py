@@ -46,7 +46,9 @@ def provenance_of(
 
 def public_recipe(recipe: Recipe, label: str) -> dict[str, Any]:
     """The recipe with local paths replaced by what they contain: fit for a card."""
-    body: dict[str, Any] = portable(recipe)
+    # the label says which base it is: its folder is not hashed for that
+    unnamed = recipe.model.model_copy(update={"id": ""})
+    body: dict[str, Any] = portable(recipe.model_copy(update={"model": unnamed}))
     body["model"]["id"] = "emoji" if recipe.model.id == "emoji" else label
     body["model"]["base"] = None  # the label says it
     return body

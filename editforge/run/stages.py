@@ -119,6 +119,7 @@ def gate(
         sampler=default_sampler(family),
         progress=context.progress,
         workdir=context.work,
+        workdir_of=model.digest if context.work else None,
         team=context.team,
     )
 
