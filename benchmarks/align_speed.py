@@ -83,11 +83,12 @@ def measure(name: str, batch: int, steps: int, precision: str, only: str | None)
     from editforge.align.options import LoraOptions
     from editforge.align.train import training
     from editforge.artifacts.concepts import Concept
+    from editforge.artifacts.low_rank import LowRank
     from editforge.artifacts.neighbors import MinedShell, Neighborhood, Neighbors
     from editforge.artifacts.targets import Preserved, Target, Targets
-    from editforge.artifacts.weight_edit import LowRank, WeightEdit
+    from editforge.artifacts.weight_edit import WeightEdit
     from editforge.families.live import LiveModel
-    from editforge.stages import AlignInputs, Context
+    from editforge.recipe.contract import AlignInputs, Context
 
     torch.set_num_threads(int(os.environ.get("THREADS", os.cpu_count() or 1)))
     pipe, family = pipeline(name)

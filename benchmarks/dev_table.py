@@ -23,9 +23,9 @@ from editforge.cli.output import quiet_libraries
 from editforge.evaluate.gate import evaluate_gate
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
-from editforge.recipe import resolve
-from editforge.run import choose, edit, mine
-from editforge.stages import Context
+from editforge.recipe.contract import Context
+from editforge.recipe.layers import resolve
+from editforge.run.stages import choose, edit, mine
 
 
 def main() -> None:

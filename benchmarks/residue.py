@@ -33,19 +33,20 @@ from editforge.artifacts.concepts import Concept
 from editforge.artifacts.report import Estimate
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.cli.output import quiet_libraries
-from editforge.disk import sha256_json, write_text
 from editforge.evaluate import metrics
-from editforge.evaluate.generate import default_sampler, sample
 from editforge.evaluate.judges import judge_images, load_judges
 from editforge.evaluate.prompts import Counts, Prompt, gate_prompts
 from editforge.evaluate.prompts.emoji import held_out, labels
 from editforge.families.config import ModelConfig
+from editforge.families.draw import default_sampler, sample
 from editforge.families.model import Model
 from editforge.families.open import open_model
-from editforge.mine.shell import keyed
-from editforge.recipe import Recipe, resolve
-from editforge.run import choose, edit, mine
-from editforge.stages import Context
+from editforge.ground.disk import sha256_json, write_text
+from editforge.ground.keyed import keyed
+from editforge.recipe.contract import Context
+from editforge.recipe.layers import resolve
+from editforge.recipe.recipe import Recipe
+from editforge.run.stages import choose, edit, mine
 
 # name: method, then `--set` texts; "base" is the unedited model, NAME=PATH a saved edit
 VARIANTS: dict[str, tuple[str, ...]] = {

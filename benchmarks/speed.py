@@ -57,7 +57,7 @@ def build(family: str, folder: Path) -> None:
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    from editforge.files import write_safetensors
+    from editforge.ground.files import write_safetensors
     from tests.tiny import tiny_tokenizer
 
     torch.manual_seed(0)
@@ -105,16 +105,16 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
     """Time one closed form, stage by stage, and its peak memory."""
     import torch
 
-    from editforge.disk import sha256_json
+    from editforge.artifacts.lora.write import write_lora
     from editforge.families.metric import text_metric
     from editforge.families.model import Model, Origin
     from editforge.families.vocabulary import cache_folder, load_vocabulary
-    from editforge.files import write_safetensors
-    from editforge.linalg import constrained
-    from editforge.package.lora import write_lora
-    from editforge.recipe import resolve
-    from editforge.run import choose, edit, mine
-    from editforge.stages import Context
+    from editforge.ground.disk import sha256_json
+    from editforge.ground.files import write_safetensors
+    from editforge.ground.linalg import constrained
+    from editforge.recipe.contract import Context
+    from editforge.recipe.layers import resolve
+    from editforge.run.stages import choose, edit, mine
 
     model = Model(folder, Origin("speed"))
     width = model.family.text_width

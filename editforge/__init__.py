@@ -12,17 +12,18 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from editforge.api import erase as erase
-    from editforge.api import load_edit as load_edit
-    from editforge.artifacts.weight_edit import WeightEdit as WeightEdit
+from editforge.ground.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from editforge.artifacts.weight_edit import WeightEdit as WeightEdit
+    from editforge.run.load import load_edit as load_edit
+    from editforge.run.memory import erase as erase
+
 __all__ = ["WeightEdit", "erase", "load_edit"]
 
 _HOME = {
-    "erase": "editforge.api",
-    "load_edit": "editforge.api",
+    "erase": "editforge.run.memory",
+    "load_edit": "editforge.run.load",
     "WeightEdit": "editforge.artifacts.weight_edit",
 }
 

@@ -132,9 +132,9 @@ def _serve() -> None:
     import editforge.evaluate.gate
     import editforge.hub.push
     import editforge.package.inspect
-    import editforge.plan
-    import editforge.saved  # noqa: F401
-    from editforge import registry
+    import editforge.run.plan
+    import editforge.run.saved  # noqa: F401
+    from editforge.recipe import registry
 
     torch.set_num_threads(1)
     _ = diffusers.StableDiffusionPipeline, diffusers.DPMSolverMultistepScheduler

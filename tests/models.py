@@ -11,13 +11,13 @@ import torch
 
 from editforge.artifacts.neighbors import Neighbors
 from editforge.artifacts.targets import Targets
-from editforge.disk import dump_yaml
 from editforge.families.config import ModelConfig
 from editforge.families.model import Model, Origin
 from editforge.families.open import open_model
-from editforge.recipe import resolve
-from editforge.run import choose, edit, mine
-from editforge.stages import Context, EditOutput
+from editforge.ground.disk import dump_yaml
+from editforge.recipe.contract import Context, EditOutput
+from editforge.recipe.layers import resolve
+from editforge.run.stages import choose, edit, mine
 from tests.tiny import save_tiny, tiny_family
 
 KINDS = ("sd1", "sd2", "sdxl", "emoji")

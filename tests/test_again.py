@@ -7,11 +7,11 @@ import shlex
 import pytest
 import typer.main
 
-from editforge.again import fresh_folder, next_command
 from editforge.artifacts.report import Remedy
 from editforge.artifacts.targets import Candidate, Target, Targets
 from editforge.cli.main import app
-from editforge.recipe import resolve
+from editforge.recipe.layers import resolve
+from editforge.run.again import fresh_folder, next_command
 from tests.command import QUICK, ROOT, UNJUDGED, editforge
 
 WORDS = ("trumpet", "guitar")

@@ -10,7 +10,6 @@ import torch
 from diffusers import DDIMScheduler
 
 import editforge
-from editforge import registry
 from editforge.align import state, watch
 from editforge.align.adapter import Adapter, linear_paths
 from editforge.align.denoiser import Denoiser
@@ -19,11 +18,13 @@ from editforge.align.options import LoraOptions
 from editforge.align.pool import Sampler
 from editforge.align.prompts import Prompts
 from editforge.artifacts.concepts import Concept
+from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.neighbors import MinedShell, Neighborhood, Neighbors
 from editforge.artifacts.targets import Preserved, Target, Targets
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.errors import EditError, RecipeError
-from editforge.stages import AlignInputs, Context
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.ground.errors import EditError, RecipeError
+from editforge.recipe import registry
+from editforge.recipe.contract import AlignInputs, Context
 from tests.models import TINY, family_file, opened
 from tests.tiny import tiny_pipeline
 

@@ -11,7 +11,7 @@ import torch
 
 import editforge
 from editforge import emoji
-from editforge.errors import EditError, FamilyError, PackageError, RecipeError
+from editforge.ground.errors import EditError, FamilyError, PackageError, RecipeError
 from tests.models import family_file, opened, recipe, solved, tiny_folder
 from tests.tiny import one_thread, random_edit, tiny_model, tiny_pipeline
 
@@ -247,7 +247,9 @@ def imported(code):
 def test_importing_editforge_imports_nothing_heavy_and_using_it_does():
     assert imported("import editforge; dir(editforge); editforge.__version__") == "[]"
     assert "torch" in imported("import editforge; editforge.WeightEdit")
-    light = "from editforge import registry, methods, errors, disk"
+    light = (
+        "from editforge.recipe import registry, methods\nfrom editforge.ground import errors, disk"
+    )
     light += "\nfrom editforge.families import schema, config"
     light += "\nschema.load_family('sdxl'); methods.methods(); registry.names('edit')"
     assert imported(light) == "[]"

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editforge.disk import (
+from editforge.ground.disk import (
     parse_yaml,
     read_json,
     read_yaml,
@@ -20,8 +20,8 @@ from editforge.disk import (
     write_atomic,
     write_json,
 )
-from editforge.errors import EditforgeError, PackageError, RecipeError, did_you_mean
-from editforge.files import DTYPES, LazyTensor, read_header, read_tensors, write_safetensors
+from editforge.ground.errors import EditforgeError, PackageError, RecipeError, did_you_mean
+from editforge.ground.files import DTYPES, LazyTensor, read_header, read_tensors, write_safetensors
 
 dtypes = st.sampled_from(
     [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]

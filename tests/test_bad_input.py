@@ -7,8 +7,8 @@ import subprocess
 import pytest
 import torch
 
-from editforge.disk import dump_yaml
-from editforge.files import read_tensors, write_safetensors
+from editforge.ground.disk import dump_yaml
+from editforge.ground.files import read_tensors, write_safetensors
 from tests.command import QUICK, UNJUDGED, editforge
 from tests.tiny import one_thread, save_tiny, tiny_family
 

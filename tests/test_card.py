@@ -14,10 +14,10 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 
-from editforge.disk import read_json, write_json
-from editforge.errors import PackageError
+from editforge.ground.disk import read_json, write_json
+from editforge.ground.errors import PackageError
+from editforge.ground.resources import resource_folder
 from editforge.package.card import render_card
-from editforge.resources import resource_folder
 from tests.test_package_build import RECIPE, example_results
 
 EXPORTS = ("lora", "unet", "pipeline", "single-file")

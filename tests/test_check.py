@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from editforge.errors import EditforgeError, FamilyError
 from editforge.families.config import ModelConfig
 from editforge.families.open import chosen_device, open_model
-from editforge.public import portable
+from editforge.ground.errors import EditforgeError, FamilyError
+from editforge.run.public import portable
 from tests.command import QUICK, UNJUDGED, editforge
 from tests.models import family_file, tiny_folder
 

@@ -217,10 +217,10 @@ def test_json_of_a_refusal_is_one_object_with_the_four_parts(line, kind, what, s
 )
 def test_json_of_a_bug_an_interruption_and_a_full_disk_is_one_object(raised, code, kind, tmp_path):
     before = f"""
-import editforge.run
+import editforge.run.order
 def broken(*_, **__):
     raise {raised}
-editforge.run.execute = broken
+editforge.run.order.execute = broken
 """
     done = editforge("erase", "violin", "--json", cwd=tmp_path, before=before)
     assert done.code == code
@@ -309,11 +309,12 @@ def test_the_card_and_the_verdict_agree(default_run):
 
 FEW_PICTURES = """
 import functools
-from editforge.evaluate import gate, generate
+from editforge.evaluate import gate
+from editforge.families import draw
 from editforge.evaluate.prompts import Counts
 counts = Counts(name=8, least=4, names=4, images=2, reference=4)
-sampler = generate.Sampler(steps=3, guidance=4.0, batch=16)
-generate.default_sampler = lambda family: sampler
+sampler = draw.Sampler(steps=3, guidance=4.0, batch=16)
+draw.default_sampler = lambda family: sampler
 gate.evaluate_gate = functools.partial(gate.evaluate_gate, counts=counts)
 """
 

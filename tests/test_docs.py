@@ -8,9 +8,10 @@ import pytest
 import typer
 
 from editforge.cli.main import app
-from editforge.disk import parse_yaml, read_yaml
-from editforge.methods import methods
-from editforge.recipe import Recipe, resolve
+from editforge.ground.disk import parse_yaml, read_yaml
+from editforge.recipe.layers import resolve
+from editforge.recipe.methods import methods
+from editforge.recipe.recipe import Recipe
 from tests.command import ROOT
 
 PAGES = sorted(

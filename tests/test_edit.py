@@ -15,12 +15,12 @@ from editforge.artifacts.system import System
 from editforge.artifacts.targets import Preserved, Target, Targets
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.edit.vectors import Columns
-from editforge.errors import EditError, EditforgeError, PackageError, RecipeError
-from editforge.linalg import constrained, moved
-from editforge.linalg import rank as rank_of
-from editforge.registry import get
-from editforge.run import edit as run_edit
-from editforge.stages import Context, EditInputs
+from editforge.ground.errors import EditError, EditforgeError, PackageError, RecipeError
+from editforge.ground.linalg import constrained, moved
+from editforge.ground.linalg import rank as rank_of
+from editforge.recipe.contract import Context, EditInputs
+from editforge.recipe.registry import get
+from editforge.run.stages import edit as run_edit
 from tests.models import KINDS, LOOSE, TINY, opened, operator, recipe, solved
 
 METHODS = {
@@ -280,7 +280,7 @@ def test_no_other_factor_that_answers_the_means_drifts_less():
 
 
 def test_the_mean_shift_is_the_limit_of_a_ridge_with_a_growing_erase_weight():
-    from editforge.linalg import solve
+    from editforge.ground.linalg import solve
 
     generator = torch.Generator().manual_seed(1)
     M, X = (torch.randn(20, n, generator=generator, dtype=torch.float64) for n in (3, 8))

@@ -8,7 +8,7 @@ import torch
 
 from editforge import emoji
 from editforge.emoji import assets
-from editforge.errors import PackageError
+from editforge.ground.errors import PackageError
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_importing_and_listing_names_needs_no_torch():
         "assert len(e.words()) == 180 and e.folder().is_dir()\n"
         "assert 'torch' not in sys.modules\n"
         "assert not [m for m in sys.modules if m.startswith('editforge.')\n"
-        "            and not m.startswith(('editforge.emoji', 'editforge.errors'))]\n"
+        "            and not m.startswith(('editforge.emoji', 'editforge.ground'))]\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

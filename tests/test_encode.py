@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editforge.edit.vectors import Columns
-from editforge.errors import RecipeError
 from editforge.families.model import Model, Origin
 from editforge.families.vocabulary import load_vocabulary, word_list
-from editforge.team import Team
+from editforge.ground.errors import RecipeError
+from editforge.ground.team import Team
 from tests.models import KINDS, TINY, family_file, opened, tiny_folder
 from tests.tiny import TEXT_WIDTHS, WORDS
 

@@ -17,15 +17,15 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from editforge import emoji
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.disk import write_json
 from editforge.edit.vectors import Columns
-from editforge.errors import EditforgeError, FamilyError, HubError, PackageError, RecipeError
 from editforge.families.config import ModelConfig
 from editforge.families.live import LiveModel
 from editforge.families.model import Model, Origin, check_weights, detect
 from editforge.families.open import open_model
 from editforge.families.schema import load_family, shipped_families
-from editforge.files import read_tensors, write_safetensors
+from editforge.ground.disk import write_json
+from editforge.ground.errors import EditforgeError, FamilyError, HubError, PackageError, RecipeError
+from editforge.ground.files import read_tensors, write_safetensors
 from editforge.package.header import modelspec_header
 from editforge.package.single_file import write_single_file
 from tests.command import QUICK, UNJUDGED, editforge

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,13 +13,14 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from editforge import emoji
 from editforge.artifacts.concepts import Concept
+from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.report import Estimate, Report, Verdict
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.errors import EditforgeError, PackageError, RecipeError
+from editforge.artifacts.weight_edit import WeightEdit
 from editforge.evaluate.gate import evaluate_gate
-from editforge.evaluate.generate import Sampler, default_sampler, noise, own_size, sample
 from editforge.evaluate.judges import NONE, judge_images, load_judges
 from editforge.evaluate.prompts import Counts, gate_prompts
+from editforge.families.draw import Sampler, default_sampler, noise, own_size, sample
+from editforge.ground.errors import EditforgeError, PackageError, RecipeError
 from tests.tiny import tiny_pipeline
 from tests.zoo import drawing, worded
 
@@ -188,7 +191,7 @@ def test_other_families_are_drawn_and_not_judged(kind):
     given = Concept(name="Van Gogh", aliases=("Vincent",), kind="style")
     report = evaluate_gate(
         pipe,
-        lambda pipe: pipe,
+        SimpleNamespace(applied=nullcontext),
         [given],
         family_name=kind,
         near=["Monet"],

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from editforge import emoji
-from editforge.evaluate.generate import Sampler, sample
 from editforge.evaluate.judges.emoji import EmojiJudge
 from editforge.evaluate.prompts import Prompt
+from editforge.families.draw import Sampler, sample
 
 PROMPTS = [
     Prompt(id=f"name/owl/{n}", set="name", name="owl", concept="owl", text="an owl", template="t1",

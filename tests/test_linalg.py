@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editforge.errors import EditError
-from editforge.linalg import amplification, moved, null_operator, rank, solve
+from editforge.ground.errors import EditError
+from editforge.ground.linalg import amplification, moved, null_operator, rank, solve
 
 D = 24
 

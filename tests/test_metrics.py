@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editforge.errors import EditforgeError
 from editforge.evaluate import metrics
+from editforge.ground.errors import EditforgeError
 
 
 def test_wilson_interval_of_a_textbook_case():

@@ -17,13 +17,14 @@ import yaml
 from PIL import Image, PngImagePlugin
 
 from editforge import emoji
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.disk import read_json, write_json
-from editforge.errors import PackageError
+from editforge.artifacts.low_rank import LowRank
+from editforge.artifacts.sums import verify_folder
+from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.schema import load_family
+from editforge.ground.disk import read_json, write_json
+from editforge.ground.errors import PackageError
 from editforge.package.build import Package, build_package
 from editforge.package.scrub import mark_paths, scan
-from editforge.package.verify import verify_folder
 from tests.models import opened
 from tests.tiny import (
     TinyModel,
@@ -281,7 +282,7 @@ def test_a_planted_leak_is_found_and_its_place_named(
 
 
 def test_leaks_in_headers_and_pictures_are_found(tmp_path: Path) -> None:
-    from editforge.files import write_safetensors
+    from editforge.ground.files import write_safetensors
 
     write_safetensors(tmp_path / "x.safetensors", {}, {"note": "from /home/someone/run"})
     with pytest.raises(PackageError, match="header key note"):

@@ -10,13 +10,14 @@ import torch
 from diffusers import AutoModel, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.disk import sha256_file
-from editforge.errors import EditforgeError, PackageError
-from editforge.files import read_header
+from editforge.artifacts.low_rank import LowRank
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.families.keys import LAYOUTS, original_parameters, unet_parameters
+from editforge.families.original import unet_names
+from editforge.ground.disk import sha256_file
+from editforge.ground.errors import EditforgeError, PackageError
+from editforge.ground.files import read_header
 from editforge.package.denoiser import write_denoiser
-from editforge.package.keys import LAYOUTS, original_parameters, unet_parameters
-from editforge.package.original import unet_names
 from editforge.package.pipeline import write_pipeline
 from editforge.package.single_file import write_single_file
 from tests.tiny import draw, one_thread, random_edit, save_tiny, tiny_model, tiny_pipeline
@@ -180,7 +181,7 @@ def test_single_file_says_its_dtype_in_its_name(bases: dict[str, Path], tmp_path
 def test_older_vae_spelling_gives_the_same_original_names(
     bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    from editforge.package.original import vae_names
+    from editforge.families.original import vae_names
 
     new = sorted(load_file(bases["sd1"] / "vae/diffusion_pytorch_model.safetensors"))
     old = [

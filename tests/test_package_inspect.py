@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from editforge import emoji
-from editforge.errors import PackageError
+from editforge.artifacts.lora.factors import lora_factors
+from editforge.artifacts.lora.kohya import write_kohya
+from editforge.artifacts.lora.write import write_lora
 from editforge.families.schema import load_family
+from editforge.ground.errors import PackageError
 from editforge.package.denoiser import write_denoiser
-from editforge.package.factors import lora_factors
 from editforge.package.inspect import inspect_file
-from editforge.package.kohya import write_kohya
-from editforge.package.lora import write_lora
 from editforge.package.single_file import write_single_file
 from tests.tiny import TinyModel, random_edit, save_tiny, tiny_model
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from editforge.errors import FamilyError, HubError, PackageError
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
-from editforge.places import is_hub_id
-from editforge.saved import local_folder
+from editforge.ground.errors import FamilyError, HubError, PackageError
+from editforge.ground.places import is_hub_id
+from editforge.run.saved import local_folder
 from tests.models import family_file, tiny_folder
 
 REPO = "ann/tiny-model"

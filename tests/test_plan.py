@@ -12,16 +12,16 @@ from huggingface_hub import constants
 
 from editforge.align.options import LoraOptions
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.errors import FamilyError, HubError, PackageError
 from editforge.evaluate.gate import evaluate_gate
-from editforge.evaluate.generate import Sampler
 from editforge.families.config import ModelConfig
+from editforge.families.draw import Sampler
 from editforge.families.open import describe
 from editforge.families.outline import Outline, reader, wanted
 from editforge.families.schema import load_family
-from editforge.files import read_tensors
-from editforge.plan import plan
-from editforge.stages import StageConfig
+from editforge.ground.errors import FamilyError, HubError, PackageError
+from editforge.ground.files import read_tensors
+from editforge.recipe.contract import StageConfig
+from editforge.run.plan import plan
 from tests.models import KINDS, TINY, family_file, opened, recipe, solved, tiny_folder
 from tests.test_families import NAMES, published
 from tests.tiny import save_tiny

@@ -18,7 +18,7 @@ import torch
 
 from editforge import load_edit
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.team import Team, launch_notes
+from editforge.ground.team import Team, launch_notes
 from tests.command import ENVIRONMENT, UNJUDGED, editforge
 from tests.models import family_file, tiny_folder
 

@@ -15,9 +15,9 @@ import torch
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 
-from editforge.disk import sha256_file, write_json, write_text
-from editforge.errors import EditforgeError, HubError, PackageError
-from editforge.files import write_safetensors
+from editforge.ground.disk import sha256_file, write_json, write_text
+from editforge.ground.errors import EditforgeError, HubError, PackageError
+from editforge.ground.files import write_safetensors
 from editforge.hub.push import Receipt, push_package
 from editforge.hub.verify import verify_repository
 from tests.hub_server import TOKEN, Hub, serving

@@ -7,29 +7,30 @@ import math
 import pytest
 import torch
 
-from editforge.api import load_edit
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
-from editforge.disk import dump_yaml, read_yaml
-from editforge.edit.mined import kappa, nearest_is_own
-from editforge.errors import EditError, PresetUnavailable, RecipeError
-from editforge.linalg import rank as rank_of
-from editforge.linalg import solve, truncated
-from editforge.mine.shell import (
+from editforge.edit.mined import kappa
+from editforge.ground.disk import dump_yaml, read_yaml
+from editforge.ground.errors import EditError, PresetUnavailable, RecipeError
+from editforge.ground.keyed import keyed
+from editforge.ground.linalg import rank as rank_of
+from editforge.ground.linalg import solve, truncated
+from editforge.ground.shell import (
     FALLBACK,
     InfeasibleShell,
     beyond_of,
     calibrated_bounds,
     draw_shell,
     inside,
-    keyed,
+    nearest_is_own,
     neighbors_of,
     sample_beyond,
     shell_at,
     shell_of,
 )
-from editforge.recipe import resolve
-from editforge.run import choose, edit, mine
-from editforge.stages import Context
+from editforge.recipe.contract import Context
+from editforge.recipe.layers import resolve
+from editforge.run.load import load_edit
+from editforge.run.stages import choose, edit, mine
 from tests.command import UNJUDGED, editforge
 from tests.models import LOOSE, opened, recipe, solved
 

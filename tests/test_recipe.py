@@ -10,11 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from editforge.cli.erase import _read_concepts
-from editforge.disk import dump_yaml, parse_yaml
-from editforge.errors import EditforgeError, RecipeError
-from editforge.methods import methods
-from editforge.recipe import Recipe, resolve
-from editforge.resources import resource_folder
+from editforge.ground.disk import dump_yaml, parse_yaml
+from editforge.ground.errors import EditforgeError, RecipeError
+from editforge.ground.resources import resource_folder
+from editforge.recipe.layers import resolve
+from editforge.recipe.methods import methods
+from editforge.recipe.recipe import Recipe
 
 VIOLIN = {"concepts": [{"name": "violin"}]}
 

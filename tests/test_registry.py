@@ -10,11 +10,11 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from editforge import registry
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.errors import EditforgeError, RecipeError
-from editforge.registry import register
-from editforge.stages import Context, EditInputs, EditOutput, MineInputs, StageConfig
+from editforge.ground.errors import EditforgeError, RecipeError
+from editforge.recipe import registry
+from editforge.recipe.contract import Context, EditInputs, EditOutput, MineInputs, StageConfig
+from editforge.recipe.registry import register
 from tests.command import ENVIRONMENT, ROOT, fresh
 
 PLUGIN = '''

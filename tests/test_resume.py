@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from editforge.artifacts.report import Remedy
-from editforge.disk import read_yaml
-from editforge.files import read_tensors
-from editforge.hand import starting_from
-from editforge.recipe import resolve
-from editforge.saved import remedy_of
+from editforge.ground.disk import read_yaml
+from editforge.ground.files import read_tensors
+from editforge.recipe.layers import resolve
+from editforge.run.hand import starting_from
+from editforge.run.saved import remedy_of
 from tests.command import QUICK, UNJUDGED, editforge, start
 from tests.test_cli import FEW_PICTURES
 
@@ -631,7 +631,7 @@ def test_a_refused_first_run_leaves_nothing_and_the_mended_command_runs(tmp_path
 
 def test_two_processes_in_one_run_are_refused(tmp_path):
     folder = prepared(tmp_path)
-    slow = "from editforge.workspace import Workspace\nimport time\nold = Workspace.stage\n"
+    slow = "from editforge.run.workspace import Workspace\nimport time\nold = Workspace.stage\n"
     slow += "def stage(self, name, *rest):\n    if name == 'edit':\n        time.sleep(3)\n"
     slow += "    return old(self, name, *rest)\nWorkspace.stage = stage\n"
     line = ("erase", "violin", *QUICK, *UNJUDGED, "--output", "run")

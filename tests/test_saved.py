@@ -12,20 +12,21 @@ import torch
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import close_session
 
-from editforge.api import load_edit
 from editforge.artifacts.report import Report
-from editforge.errors import EditforgeError, PackageError, RecipeError
-from editforge.evaluate import gate, generate
+from editforge.evaluate import gate
 from editforge.evaluate.prompts import Counts
-from editforge.evaluate.shipped import Shipped
+from editforge.families import draw
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
-from editforge.files import read_tensors, write_safetensors
-from editforge.found import find
+from editforge.ground.errors import EditforgeError, PackageError, RecipeError
+from editforge.ground.files import read_tensors, write_safetensors
 from editforge.hub.push import push_package
-from editforge.recipe import resolve
-from editforge.run import execute
-from editforge.saved import evaluate_saved
+from editforge.package.shipped import Shipped
+from editforge.recipe.layers import resolve
+from editforge.run.found import find
+from editforge.run.load import load_edit
+from editforge.run.order import execute
+from editforge.run.saved import evaluate_saved
 from tests.command import QUICK, UNJUDGED, editforge, fresh
 from tests.hub_server import TOKEN, serving
 from tests.models import LOOSE, family_file, tiny_folder
@@ -34,11 +35,12 @@ from tests.tiny import save_tiny
 # float32: the verdict must not hang on which CPU rounds to bfloat16
 FEW = """
 import functools
-from editforge.evaluate import gate, generate
+from editforge.evaluate import gate
+from editforge.families import draw
 from editforge.evaluate.prompts import Counts
 counts = Counts(name=8, least=4, names=2, images=2, reference=4)
-sampler = generate.Sampler(steps=8, guidance=4.0, batch=32)
-generate.default_sampler = lambda family: sampler
+sampler = draw.Sampler(steps=8, guidance=4.0, batch=32)
+draw.default_sampler = lambda family: sampler
 gate.evaluate_gate = functools.partial(gate.evaluate_gate, counts=counts, dtype="float32")
 """
 DRIFT = FEW.replace("steps=8", "steps=1")  # where nothing is judged
@@ -141,7 +143,8 @@ def test_a_shipped_form_holds_the_edit_and_leaves_the_base_as_it_was(home, form)
         pipe = model.pipeline()
         before = {name: weight.clone() for name, weight in weights(pipe).items()}
         scheduler = dict(pipe.scheduler.config)
-        edited = weights(Shipped(form, place, model)(pipe))
+        with Shipped(form, place, model).applied(pipe) as shipped:
+            edited = weights(shipped)
         assert all(torch.equal(before[name], weight) for name, weight in weights(pipe).items())
         assert dict(pipe.scheduler.config) == scheduler
         assert not pipe.get_list_adapters()
@@ -218,8 +221,8 @@ def few(monkeypatch):
     counts = Counts(name=2, least=2, names=1, images=1, reference=0)
     small = functools.partial(gate.evaluate_gate, counts=counts, dtype="float32")
     monkeypatch.setattr(gate, "evaluate_gate", small)
-    sampler = generate.Sampler(steps=2, guidance=4.0, batch=8)
-    monkeypatch.setattr(generate, "default_sampler", lambda family: sampler)
+    sampler = draw.Sampler(steps=2, guidance=4.0, batch=8)
+    monkeypatch.setattr(draw, "default_sampler", lambda family: sampler)
 
 
 def tiny_run(folder, base, exports, **model):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from editforge.errors import PackageError
+from editforge.ground.errors import PackageError
 from editforge.package.scrub import marks, scan
 from tests.command import QUICK, editforge
 from tests.test_cli import FEW_PICTURES

@@ -8,16 +8,17 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editforge.artifacts.concepts import Concept, fold, with_article
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.artifacts.targets import Preserved, Target, Targets
-from editforge.errors import EditError, RecipeError
 from editforge.families.metric import text_metric
 from editforge.families.model import Model, Origin
 from editforge.families.vocabulary import load_vocabulary
-from editforge.linalg import solve
-from editforge.run import choose, mine
-from editforge.stages import Context, TargetInputs
+from editforge.ground.errors import EditError, RecipeError
+from editforge.ground.linalg import solve
+from editforge.ground.names import fold, with_article
+from editforge.recipe.contract import Context, TargetInputs
+from editforge.run.stages import choose, mine
 from editforge.target.adaptive import AdaptiveConfig, adaptive
 from tests.models import family_file, opened, recipe, tiny_folder
 from tests.tiny import WORDS

@@ -14,10 +14,11 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.errors import EditError, EditforgeError, PackageError
+from editforge.artifacts.low_rank import LowRank
+from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.live import LiveModel
-from editforge.files import read_header, read_tensors, write_safetensors
+from editforge.ground.errors import EditError, EditforgeError, PackageError
+from editforge.ground.files import read_header, read_tensors, write_safetensors
 from tests.models import family_file, tiny_folder
 from tests.tiny import KINDS, draw, one_thread, random_edit, tiny_model, tiny_pipeline
 

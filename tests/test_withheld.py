@@ -10,11 +10,11 @@ import pytest
 
 import editforge
 from editforge import emoji
-from editforge.artifacts.concepts import fold, name_key
 from editforge.families.live import LiveModel
 from editforge.families.vocabulary import word_list
-from editforge.recipe import resolve
-from editforge.resources import resource_folder
+from editforge.ground.names import fold, name_key
+from editforge.ground.resources import resource_folder
+from editforge.recipe.layers import resolve
 
 RECIPES = sorted(path.stem for path in resource_folder("pipelines").glob("*.yaml"))
 RETAIN = emoji.manifest().splits["retain60"]

@@ -37,10 +37,11 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.disk import sha256_file
+from editforge.artifacts.low_rank import LowRank
+from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.schema import Family, Match, SamplerDefaults, TextSlice, load_family
-from editforge.files import read_header, read_tensors, write_safetensors
+from editforge.ground.disk import sha256_file
+from editforge.ground.files import read_header, read_tensors, write_safetensors
 
 KINDS = ("sd1", "sd2", "sdxl")
 TEXT_WIDTHS = {"sd1": (24,), "sd2": (40,), "sdxl": (24, 40)}

@@ -13,8 +13,8 @@ from diffusers import StableDiffusionPipeline
 
 from editforge.artifacts.concepts import Concept
 from editforge.evaluate.gate import evaluate_gate
-from editforge.evaluate.generate import default_sampler, sample
 from editforge.evaluate.prompts import Counts, gate_prompts
+from editforge.families.draw import default_sampler, sample
 
 _drawn: dict = {}
 
@@ -33,12 +33,13 @@ class Drawing(StableDiffusionPipeline):
 def drawing(*, reword=lambda text: text, redraw=lambda images: images):
     """An eraser that changes what is asked for, or what has been drawn."""
 
-    def erase(pipe):
+    @contextmanager
+    def applied(pipe):
         new = Drawing(**pipe.components, requires_safety_checker=False)
         new.reword, new.redraw = reword, redraw
-        return new
+        yield new
 
-    return erase
+    return SimpleNamespace(applied=applied)
 
 
 def worded(**words):

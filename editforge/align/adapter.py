@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from editforge.align.options import matching
-from editforge.artifacts.weight_edit import LowRank
-from editforge.mine.shell import keyed
+from editforge.artifacts.low_rank import LowRank
+from editforge.ground.keyed import keyed
 
 
 def linear_paths(denoiser: nn.Module, endings: Sequence[str]) -> list[str]:

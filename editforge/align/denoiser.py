@@ -15,7 +15,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
-from editforge.errors import RecipeError
+from editforge.ground.errors import RecipeError
 
 _SMALL = 1024  # latent positions up to which an attention matrix is kept in full
 

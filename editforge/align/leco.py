@@ -11,8 +11,8 @@ from editforge.align.objective import EMPTY, ERASE, ERASED, Predictions, toward
 from editforge.align.options import LoraOptions
 from editforge.align.train import train
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.registry import register
-from editforge.stages import AlignInputs, Context
+from editforge.recipe.contract import AlignInputs, Context
+from editforge.recipe.registry import register
 
 
 class LecoConfig(LoraOptions):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from editforge.artifacts.concepts import Concept
-from editforge.errors import RecipeError, did_you_mean
-from editforge.stages import StageConfig
+from editforge.ground.errors import RecipeError, did_you_mean
+from editforge.recipe.contract import StageConfig
 
 if TYPE_CHECKING:
     from editforge.families.model import Described

@@ -18,10 +18,10 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from editforge.align.denoiser import Denoiser, Encoded
-from editforge.errors import EditError, PackageError, RecipeError
-from editforge.files import read_header, read_tensors, write_safetensors
-from editforge.mine.shell import keyed
-from editforge.team import Team
+from editforge.ground.errors import EditError, PackageError, RecipeError
+from editforge.ground.files import read_header, read_tensors, write_safetensors
+from editforge.ground.keyed import keyed
+from editforge.ground.team import Team
 
 _PIECE, _POSITIONS = 16, 16384  # runs at a time, and latent positions at a time
 

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from editforge.align.denoiser import Denoiser, Encoded
 from editforge.align.options import LoraOptions
-from editforge.artifacts.concepts import Concept, filled, fold
+from editforge.artifacts.chosen import becomes, erased_names, kin, preserved_names, templates_of
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import MinedShell
-from editforge.edit.mined import nearest_is_own
-from editforge.edit.names import becomes, erased_names, kin, preserved_names, templates_of
 from editforge.families.vocabulary import thinned, word_list
-from editforge.mine.shell import beyond_of, keyed, neighbors_of
-from editforge.stages import AlignInputs, Context, EditInputs
+from editforge.ground.keyed import keyed
+from editforge.ground.names import filled, fold
+from editforge.ground.shell import beyond_of, nearest_is_own, neighbors_of
+from editforge.recipe.contract import AlignInputs, Context
 
 _TRIES = 4  # neighbors drawn for one sample; the first that is no preserved concept's is taken
 
@@ -66,10 +67,10 @@ class Prompts:
         concept_share: float,
     ) -> None:
         self._context, self._denoiser, self._share = context, denoiser, concept_share
-        self._named = EditInputs(inputs.concepts, inputs.targets, inputs.neighbors)
+        self._inputs = inputs
         encoder = context.model.encoder
         names = [concept.name for concept in inputs.concepts]
-        self.preserved = preserved_names(self._named)
+        self.preserved = preserved_names(inputs)
         states = encoder.encode_words(names).double()
         self._state = dict(zip(names, states, strict=True))  # (d,) each
         self._shell = {name: inputs.neighbors.of(name).shell for name in names}
@@ -115,9 +116,9 @@ class Prompts:
 
     def _prompts_of(self, concept: Concept, count: int) -> list[ErasedPrompt]:
         encoder = self._context.model.encoder
-        target = becomes(concept, self._named)
+        target = becomes(concept, self._inputs)
         templates = templates_of([concept.kind], self._context.model.family)
-        pairs = [(text, name) for text in templates for name in erased_names(concept, self._named)]
+        pairs = [(text, name) for text in templates for name in erased_names(concept, self._inputs)]
         pairs = [pairs[run % len(pairs)] for run in range(count)]
         each = list(dict.fromkeys(pairs))
         own = [filled(text, name) for text, name in each]
@@ -141,7 +142,7 @@ class Prompts:
         around = round(options.keep_runs * options.beyond_fraction) if mined else 0
         words = thinned(self.preserved, options.keep_runs - around)
         words += thinned(self._others(), options.keep_runs - around - len(words))
-        kinds = [concept.kind for concept in self._named.concepts]
+        kinds = [concept.kind for concept in self._inputs.concepts]
         templates = templates_of(kinds, self._context.model.family)
         if not words:  # nothing to keep by name: the empty prompt stands for everything else
             words = [""] * (options.keep_runs - around)
@@ -159,7 +160,7 @@ class Prompts:
 
     def _others(self) -> list[str]:
         """Words of the mined list that are neither erased, nor kin, nor preserved, nor in a band."""
-        inputs = self._named
+        inputs = self._inputs
         shells = [shell for shell in self._shell.values() if shell is not None]
         out = {fold(word) for word in (*self.preserved, *kin(inputs))}
         out |= {fold(name) for concept in inputs.concepts for name in erased_names(concept, inputs)}

@@ -8,8 +8,8 @@ from editforge.align.objective import ERASE, NEIGHBOR, TARGET, toward
 from editforge.align.options import LoraOptions
 from editforge.align.train import train
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.registry import register
-from editforge.stages import AlignInputs, Context
+from editforge.recipe.contract import AlignInputs, Context
+from editforge.recipe.registry import register
 
 
 class RealeraConfig(LoraOptions):

@@ -9,9 +9,9 @@ import torch
 
 from editforge.align.adapter import Adapter
 from editforge.align.options import LoraOptions
-from editforge.artifacts.weight_edit import LowRank
-from editforge.errors import PackageError
-from editforge.files import read_header, read_tensors, write_safetensors
+from editforge.artifacts.low_rank import LowRank
+from editforge.ground.errors import PackageError
+from editforge.ground.files import read_header, read_tensors, write_safetensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 

@@ -38,10 +38,11 @@ from editforge.align.pool import Pool, Sampler, build_pool
 from editforge.align.prompts import Prompts
 from editforge.align.state import State
 from editforge.align.watch import Watch
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.errors import EditError
-from editforge.mine.shell import keyed
-from editforge.stages import AlignInputs, Context
+from editforge.artifacts.low_rank import LowRank
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.ground.errors import EditError
+from editforge.ground.keyed import keyed
+from editforge.recipe.contract import AlignInputs, Context
 
 
 def train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,17 @@ from editforge.align.adapter import Adapter
 from editforge.align.denoiser import Denoiser
 from editforge.align.options import LoraOptions, check_tracker
 from editforge.align.prompts import Prompts
-from editforge.evaluate.generate import Sampler, sample
-from editforge.evaluate.prompts import Prompt
-from editforge.stages import Context
+from editforge.families.draw import Sampler, sample
+from editforge.recipe.contract import Context
 
 _ROWS = 4  # concepts and preserved names shown, as many of each
+
+
+@dataclass(frozen=True)
+class _Shown:
+    id: str
+    text: str
+    seeds: tuple[int, ...] = (0, 1)
 
 
 class Watch:
@@ -73,10 +80,7 @@ class Watch:
 
     def grid(self) -> NDArray[np.uint8]:
         """Each name with two seeds, now: erased ones first, (2 h, n w, 3)."""
-        texts = [
-            Prompt(f"align/{name}", name, "name", name, name, (), "", (0, 1))
-            for name in self._names
-        ]
+        texts = [_Shown(f"align/{name}", name) for name in self._names]
         with self._adapter.student():
             images = sample(self._denoiser.pipe, texts, self._sampler, progress=False)
         n, h, w, channels = images.shape

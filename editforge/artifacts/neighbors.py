@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from editforge.artifacts.concepts import Name
-from editforge.disk import dump_yaml, read_yaml, write_text
-from editforge.errors import RecipeError, did_you_mean
+from editforge.ground.disk import dump_yaml, read_yaml, write_text
+from editforge.ground.errors import RecipeError, did_you_mean
 
 SCHEMA = "editforge.neighbors/1"
 T = TypeVar("T", bound=BaseModel)
@@ -44,7 +44,7 @@ class Neighbor(_Data):
 class MinedShell(_Data):
     """Where one concept's unnamed neighbors lie, and how many are drawn; never the vectors.
 
-    `editforge.mine.shell.neighbors_of` draws them again from the seed, the concept and this block. Only
+    `ground.shell.neighbors_of` draws them again from the seed, the concept and this block. Only
     angles and the ratio distance / radius matter: the shell moves with the state it is put around.
 
     Args:

@@ -24,8 +24,8 @@ from pydantic import (
     model_validator,
 )
 
-from editforge.disk import read_json, write_atomic, write_json
-from editforge.errors import PackageError
+from editforge.ground.disk import read_json, write_atomic, write_json
+from editforge.ground.errors import PackageError
 
 SCHEMA: Literal["editforge.results/2"] = "editforge.results/2"
 BENCHMARK_VERSION: Literal[2] = 2  # numbers of different versions are never compared

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editforge.artifacts.concepts import fold
-from editforge.errors import EditError, PackageError
-from editforge.files import read_header, read_tensors, write_safetensors
+from editforge.ground.errors import EditError, PackageError
+from editforge.ground.files import read_header, read_tensors, write_safetensors
+from editforge.ground.names import fold
 
 SCHEMA = "editforge.system/1"
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from editforge.artifacts.concepts import Name, fold
+from editforge.artifacts.concepts import Name
 from editforge.artifacts.neighbors import load_list
-from editforge.disk import dump_yaml, write_text
-from editforge.errors import RecipeError
+from editforge.ground.disk import dump_yaml, write_text
+from editforge.ground.errors import RecipeError
+from editforge.ground.names import fold
 
 SCHEMA = "editforge.targets/1"
 _HEADER = """\

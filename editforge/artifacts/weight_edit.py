@@ -18,41 +18,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from editforge.artifacts.editable import check_acts, uncompiled
-from editforge.errors import EditError, PackageError
-from editforge.files import check_finite, read_header, read_tensors, write_safetensors
-from editforge.linalg import product_norm, truncated
+from editforge.artifacts.ledger import ledger_of, stacked
+from editforge.artifacts.lora.write import write_lora
+from editforge.artifacts.low_rank import LowRank as LowRank
+from editforge.artifacts.low_rank import reduced, summed
+from editforge.ground.errors import EditError, PackageError
+from editforge.ground.files import check_finite, read_header, read_tensors, write_safetensors
+from editforge.ground.linalg import product_norm
 
 SCHEMA = "editforge.weight_edit/1"
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """The change B @ A of one map: `B` (out, r), `A` (r, in), both float32."""
-
-    B: Tensor
-    A: Tensor
-
-    def __post_init__(self) -> None:
-        if self.B.ndim != 2 or self.A.ndim != 2 or self.B.shape[1] != self.A.shape[0]:
-            got = f"B {tuple(self.B.shape)}, A {tuple(self.A.shape)}"
-            raise EditError("factors do not fit", got=got, allowed="B (out, r), A (r, in)")
-
-    @property
-    def rank(self) -> int:
-        """Columns of B: an upper bound of the rank of the change."""
-        return self.B.shape[1]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in) of the map."""
-        return self.B.shape[0], self.A.shape[1]
 
 
 @dataclass(frozen=True)
@@ -66,6 +45,9 @@ class WeightEdit:
         exact_rank: rank of the change if the factors hold it exactly, None if they were truncated.
         provenance: plain JSON data: method, preset, family, base hash, erased concepts, checks.
     """
+
+    file: ClassVar[str] = "weight_edit.safetensors"
+    header: ClassVar[str] = "editforge.weight_edit"
 
     factors: Mapping[str, LowRank]
     dense: Mapping[str, Tensor] = field(default_factory=dict)
@@ -91,6 +73,19 @@ class WeightEdit:
         """The same edit with its strength multiplied by `strength`; negative values invert it."""
         return replace(self, strength=self.strength * strength)
 
+    def explained(self, facts: Mapping[str, Any]) -> WeightEdit:
+        """The same edit with `facts` below what its provenance says already."""
+        return replace(self, provenance={**facts, **self.provenance})
+
+    def described(self) -> dict[str, Any]:
+        """Strength, ranks and the number of edited weights."""
+        return {
+            "strength": self.strength,
+            "exact_rank": self.exact_rank,
+            "rank": self.rank,
+            "modules": len(self.factors) + len(self.dense),
+        }
+
     def __add__(self, other: WeightEdit) -> WeightEdit:
         """The sum of both changes. Commutative; not the joint solution (methods.md 1.6)."""
         if not isinstance(other, WeightEdit):
@@ -103,7 +98,7 @@ class WeightEdit:
                 next="edit one base with both concepts: editforge erase X Y",
             )
         factors = {
-            name: _sum(
+            name: summed(
                 self.factors.get(name), self.strength, other.factors.get(name), other.strength
             )
             for name in sorted({*self.factors, *other.factors})
@@ -131,7 +126,7 @@ class WeightEdit:
         Frobenius error is therefore below `tolerance * sqrt(rank)`. Raising it shrinks the file.
         """
         return replace(
-            self, factors={name: _reduce(pair, tolerance) for name, pair in self.factors.items()}
+            self, factors={name: reduced(pair, tolerance) for name, pair in self.factors.items()}
         )
 
     def difference(self, other: WeightEdit) -> float:
@@ -139,7 +134,7 @@ class WeightEdit:
         squares = [0.0, 0.0]
         for name in {*self.factors, *other.factors}:
             mine, theirs = self.factors.get(name), other.factors.get(name)
-            gap = _sum(mine, self.strength, theirs, -other.strength)
+            gap = summed(mine, self.strength, theirs, -other.strength)
             squares[0] += product_norm(gap.B, gap.A) ** 2
             size = product_norm(mine.B, mine.A) if mine else 0.0
             squares[1] += (self.strength * size) ** 2
@@ -162,31 +157,21 @@ class WeightEdit:
 
     def edited(self, name: str, weight: Tensor) -> Tensor:
         """The weight plus this edit, added in float64 and rounded once to the weight's dtype."""
-        return _stacked(name, weight, [self])
+        return stacked(name, weight, [self])
 
     def apply(self, pipe: Any) -> None:
         """Add this edit to the denoiser of `pipe`, in place. Undo with `remove`.
 
         Raises:
             EditError: a module is missing or has another shape, or the pipeline does not compute with
-                the weights that it shows (`editable.py`); nothing is changed then.
+                the weights that it shows (`families/editable.py`); nothing is changed then.
         """
         paths = {name: f"{name}.weight" for name in self.factors} | {
             name: name for name in self.dense
         }
-        parameters = {name: _parameter(pipe, path) for name, path in paths.items()}
-        for name, parameter in parameters.items():
-            want = self.factors[name].shape if name in self.factors else self.dense[name].shape
-            if tuple(parameter.shape) != tuple(want):
-                got = f"{tuple(want)} for a weight of {tuple(parameter.shape)}"
-                raise EditError(f"the edit does not fit {name}", got=got, next="use its own base")
-        ledger = _ledger(pipe)
-        ledger.find(pipe)
-        for name, parameter in parameters.items():
-            original = _Original(paths[name], parameter, parameter.detach().clone())
-            ledger.originals.setdefault(name, original)
-        ledger.edits.append(self)
-        ledger.write()
+        shapes: dict[str, tuple[int, ...]] = {n: pair.shape for n, pair in self.factors.items()}
+        shapes |= {name: tuple(delta.shape) for name, delta in self.dense.items()}
+        ledger_of(pipe).add(self, pipe, {n: (paths[n], shapes[n]) for n in paths})
 
     def remove(self, pipe: Any) -> None:
         """Take this edit off again; without any edit left the weights are the original bits.
@@ -195,14 +180,7 @@ class WeightEdit:
             EditError: this edit is not applied to `pipe`, or the pipeline has come to compute with other
                 weights than it shows; the edit stays on then.
         """
-        ledger = _ledger(pipe)
-        for position, edit in enumerate(ledger.edits):
-            if edit is self:
-                ledger.find(pipe)
-                del ledger.edits[position]
-                ledger.write()
-                return
-        raise EditError("this edit is not applied to this pipeline")
+        ledger_of(pipe).take_off(self, pipe)
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[Any]:
@@ -232,7 +210,7 @@ class WeightEdit:
             "provenance": dict(self.provenance),
         }
         text = json.dumps(body, sort_keys=True, allow_nan=False)
-        write_safetensors(Path(path), tensors, {"editforge.weight_edit": text})
+        write_safetensors(Path(path), tensors, {self.header: text})
 
     @classmethod
     def load(cls, path: Path | str) -> WeightEdit:
@@ -244,7 +222,7 @@ class WeightEdit:
         path = Path(path)
         metadata, table = read_header(path)
         try:
-            body = json.loads(metadata["editforge.weight_edit"])
+            body = json.loads(metadata[cls.header])
             if body["schema"] != SCHEMA:
                 raise KeyError(body["schema"])
             tensors = read_tensors(path, table)
@@ -269,106 +247,7 @@ class WeightEdit:
 
     def save_lora(self, folder: Path | str) -> Path:
         """Write `pytorch_lora_weights.safetensors`, which `pipe.load_lora_weights(folder)` reads."""
-        from editforge.package.lora import write_lora
-
         return write_lora(self, Path(folder))
-
-
-@dataclass
-class _Original:
-    """Where a weight is, and its bits without any edit."""
-
-    path: str
-    parameter: nn.Parameter
-    bits: Tensor
-
-
-@dataclass
-class _Ledger:
-    """Which edits lie on one denoiser, and the bits below them."""
-
-    originals: dict[str, _Original] = field(default_factory=dict)
-    edits: list[WeightEdit] = field(default_factory=list)
-
-    def find(self, pipe: Any) -> None:
-        """Make sure that what `write` writes to is what the denoiser computes with, or refuse.
-
-        A weight keeps its identity through casts and moves, and below an adapter, where its name
-        changes. Hooks that come and go leave another one under the same name.
-        """
-        there = {id(parameter) for parameter in _denoiser(pipe).parameters()}
-        for known in self.originals.values():
-            if id(known.parameter) in there:
-                check_acts(_denoiser(pipe), known.path.partition(".")[2], known.parameter)
-            else:
-                known.parameter = _parameter(pipe, known.path)
-
-    def write(self) -> None:
-        with torch.no_grad():
-            for name, known in self.originals.items():
-                known.parameter.copy_(_stacked(name, known.bits, self.edits))
-        if not self.edits:
-            self.originals.clear()
-
-
-def _stacked(name: str, original: Tensor, edits: list[WeightEdit]) -> Tensor:
-    """The original plus all edits in float64, rounded once; the original itself if none acts."""
-    acting = [edit for edit in edits if edit.strength != 0 and name in {*edit.factors, *edit.dense}]
-    if not acting:
-        return original
-    total = original.double()
-    for edit in acting:
-        total = total + edit.delta(name).to(total.device)
-    return total.to(original.dtype)
-
-
-_ledgers: WeakKeyDictionary[nn.Module, _Ledger] = WeakKeyDictionary()
-
-
-def _denoiser(pipe: Any) -> nn.Module:
-    for name in ("unet", "transformer"):
-        module: nn.Module | None = uncompiled(getattr(pipe, name, None))
-        if module is not None:
-            return module
-    raise EditError("this object has no denoiser", got=type(pipe).__name__)
-
-
-def _ledger(pipe: Any) -> _Ledger:
-    return _ledgers.setdefault(_denoiser(pipe), _Ledger())
-
-
-def _parameter(pipe: Any, name: str) -> nn.Parameter:
-    component, _, path = name.partition(".")
-    try:
-        root = uncompiled(getattr(pipe, component))
-        parameter: nn.Parameter = root.get_parameter(path)
-    except AttributeError:
-        raise EditError(
-            f"the pipeline has no parameter {name}",
-            got=type(pipe).__name__,
-            next="unload LoRA adapters first (they rename modules), load the pipeline without "
-            "quantization, or use the edit's own base",
-        ) from None
-    check_acts(root, path, parameter)
-    return parameter
-
-
-def _sum(a: LowRank | None, scale_a: float, b: LowRank | None, scale_b: float) -> LowRank:
-    pairs = [(pair, scale) for pair, scale in ((a, scale_a), (b, scale_b)) if pair is not None]
-    if len({pair.shape for pair, _ in pairs}) > 1:
-        raise EditError(
-            "the two edits belong to different base models",
-            got=" and ".join(str(pair.shape) for pair, _ in pairs),
-            next="edit one base with both concepts: editforge erase X Y",
-        )
-    left = torch.cat([pair.B.double() * scale for pair, scale in pairs], dim=1)
-    right = torch.cat([pair.A.double() for pair, _ in pairs], dim=0)
-    return LowRank(left, right)
-
-
-def _reduce(pair: LowRank, tolerance: float) -> LowRank:
-    left, right, _ = truncated(pair.B, pair.A, tolerance=tolerance)
-    return LowRank(left.float(), right.float())
 
 
 def _base(edit: WeightEdit) -> str:

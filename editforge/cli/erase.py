@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editforge.cli.output import DONE, GATE_FAILED, Output
-from editforge.errors import RecipeError
+from editforge.ground.errors import RecipeError
 
 if TYPE_CHECKING:
-    from editforge.recipe import Recipe
-    from editforge.run import Result
+    from editforge.recipe.recipe import Recipe
+    from editforge.run.order import Result
 
 Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.")]
@@ -85,8 +85,8 @@ def erase(
 
       editforge erase "ear of corn" --dry-run
     """
-    from editforge.recipe import resolve
-    from editforge.workspace import RERUN
+    from editforge.recipe.layers import resolve
+    from editforge.run.workspace import RERUN
 
     out = Output(as_json=as_json, quiet=quiet)
     overrides: dict[str, Any] = {}
@@ -163,8 +163,8 @@ def run(
 
       editforge run runs/violin/recipe.yaml --output runs/violin
     """
-    from editforge.recipe import resolve
-    from editforge.workspace import RERUN
+    from editforge.recipe.layers import resolve
+    from editforge.run.workspace import RERUN
 
     recipe = resolve(str(recipe_file), None, set_ or (), preset=preset)
     out = Output(as_json=as_json, quiet=quiet)
@@ -176,14 +176,14 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
 
     quiet_libraries()
     if dry_run:
-        from editforge.plan import plan
+        from editforge.run.plan import plan
 
         estimate = plan(recipe, folder)
         out.data(estimate.text())
         out.json({"plan": estimate.to_json(), "output": str(folder)})
         out.hint(shlex.join(["editforge", *(word for word in sys.argv[1:] if word != "--dry-run")]))
         return DONE
-    from editforge.run import execute
+    from editforge.run.order import execute
 
     result = execute(recipe, folder, command=command, progress=not out.quiet, say=out.say)
     if not result.leads:
@@ -192,6 +192,7 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
     failed = report is not None and report.passed is False
     pushed = f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{_slug(_names(recipe))}-erased"
     then = _remedy(result, recipe, command) if failed else pushed
+    targets = result.targets.concepts if result.targets else ()
     out.data(report.summary() if report else "not judged: the recipe's evaluate is null")
     out.data(f"pictures: {folder / 'evaluate' / 'grid.png'}" if report else "")
     out.data(f"package:  {folder / 'package'}")
@@ -200,8 +201,8 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
             "output": str(folder),
             "package": str(folder / "package"),
             "verdict": report.verdict.model_dump(mode="json") if report else None,
-            "targets": {row.concept: row.target for row in result.targets.concepts},
-            "rank": result.edit.exact_rank,
+            "targets": {row.concept: row.target for row in targets},
+            "rank": result.eraser.described().get("exact_rank"),
             "next": then,
         }
     )
@@ -213,9 +214,9 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
 
 def _remedy(result: Result, recipe: Recipe, command: str) -> str:
     """What a failed verdict proposes, in a new folder beside this one; else to look again."""
-    from editforge.again import fresh_folder, next_command
-    from editforge.hand import starting_from
-    from editforge.workspace import RERUN
+    from editforge.run.again import fresh_folder, next_command
+    from editforge.run.hand import starting_from
+    from editforge.run.workspace import RERUN
 
     folder, report = result.folder, result.report
     if result.hand or command == RERUN:
@@ -229,7 +230,7 @@ def _remedy(result: Result, recipe: Recipe, command: str) -> str:
 def _read_concepts(path: Path | None, kind: str) -> list[dict[str, Any]]:
     if path is None:
         return []
-    from editforge.disk import read_yaml
+    from editforge.ground.disk import read_yaml
 
     body = read_yaml(path)
     if not isinstance(body, list) or not body:

@@ -11,7 +11,7 @@ import typer
 
 from editforge.cli.erase import Json
 from editforge.cli.output import BAD_INPUT, DONE, Output
-from editforge.errors import EditforgeError, RecipeError, did_you_mean
+from editforge.ground.errors import EditforgeError, RecipeError, did_you_mean
 
 
 def list_(
@@ -28,18 +28,18 @@ def list_(
     """
     out = Output(as_json=as_json)
     if what == "methods":
-        from editforge.methods import methods
+        from editforge.recipe.methods import methods
 
         rows = {
             name: {key: about.get(key) for key in ("idea", "when", "paper", "presets")}
             for name, about in methods().items()
         }
     elif what == "stages":
-        from editforge import registry
+        from editforge.recipe import registry
 
         rows = {
             f"{stage} {name}": {"idea": line}
-            for stage in registry.STAGES
+            for stage in registry.KINDS
             for name, line in registry.names(stage).items()
         }
         for name, fault in registry.plugins()[1].items():

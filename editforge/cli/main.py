@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from editforge import __version__
 from editforge.cli.erase import erase, run
 from editforge.cli.listing import doctor, list_
 from editforge.cli.output import BAD_INPUT, INTERRUPTED, Output, guarded
 from editforge.cli.saved import evaluate, inspect, package, push, verify
-from editforge.errors import EditforgeError
+from editforge.ground.errors import EditforgeError
+from editforge.ground.version import __version__
 
 app = typer.Typer(
     name="editforge",

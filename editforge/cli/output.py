@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from editforge.errors import EditforgeError
+from editforge.ground.errors import EditforgeError
 
 DONE, GATE_FAILED, BAD_INPUT, BUG, INTERRUPTED = 0, 1, 2, 70, 130
 

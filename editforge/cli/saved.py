@@ -10,7 +10,7 @@ import typer
 
 from editforge.cli.erase import Json, Quiet
 from editforge.cli.output import BAD_INPUT, DONE, GATE_FAILED, Output, quiet_libraries
-from editforge.errors import PackageError, RecipeError
+from editforge.ground.errors import PackageError, RecipeError
 
 
 def evaluate(
@@ -55,7 +55,7 @@ def evaluate(
       editforge evaluate eraser.safetensors --concept violin --model emoji
     """
     from editforge.package.facts import repository
-    from editforge.saved import evaluate_saved, remedy_of
+    from editforge.run.saved import evaluate_saved, remedy_of
 
     if tier != "gate":
         raise RecipeError("no such tier", got=tier, allowed="gate")
@@ -111,7 +111,7 @@ def package(
 
       editforge package runs/violin --export lora,unet
     """
-    from editforge.saved import repackage
+    from editforge.run.saved import repackage
 
     out = Output(as_json=as_json, quiet=quiet)
     quiet_libraries()
@@ -195,7 +195,7 @@ def verify(
     """
     out = Output(as_json=as_json)
     if Path(place).exists():
-        from editforge.package.verify import verify_folder
+        from editforge.artifacts.sums import verify_folder
 
         folder = Path(place)
         problems = verify_folder(folder / "package" if (folder / "package").is_dir() else folder)

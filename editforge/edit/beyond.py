@@ -17,14 +17,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from editforge.artifacts.concepts import fold
 from editforge.artifacts.system import System
 from editforge.edit.held import moment
 from editforge.edit.mined import Around, MinedOptions, caption_lines
 from editforge.edit.vectors import Columns
 from editforge.families.vocabulary import load_vocabulary, thinned
-from editforge.mine.shell import beyond_of
-from editforge.stages import Context, EditInputs
+from editforge.ground.names import fold
+from editforge.ground.shell import beyond_of
+from editforge.recipe.contract import Context, EditInputs
 
 
 def beyond_samples(

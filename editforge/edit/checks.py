@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from editforge.errors import EditError
-from editforge.linalg import Solution, amplification, moved
+from editforge.ground.errors import EditError
+from editforge.ground.linalg import Solution, amplification, moved
 
 
 class Limits(BaseModel):

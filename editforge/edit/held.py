@@ -2,8 +2,8 @@
 
 Hundreds of words in several prompts enter a solve only through the (d, d) sum of x x^T. The sum over
 the whole list depends on the model alone, so it is kept in the user's cache folder; what this edit
-must not hold (erased names, and the named preserves, which are added with their own weight) is encoded
-and taken off. With or without the cache the same numbers are added in the same order.
+must not hold (erased names, and the named preserves, which are added with their own weight) is taken
+off. With or without the cache the same numbers are added in the same order.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editforge.artifacts.concepts import fold
-from editforge.disk import sha256_json
 from editforge.edit.vectors import Columns
 from editforge.families.vocabulary import cache_folder, recall, thinned, word_list
-from editforge.files import write_safetensors
-from editforge.stages import Context
+from editforge.ground.disk import sha256_json
+from editforge.ground.files import write_safetensors
+from editforge.ground.names import fold
+from editforge.recipe.contract import Context
 
 _PIECE = 16  # names encoded at a time
 _CACHED_FROM = 2**28  # d * d * words; below it, encoding again is as fast as reading
@@ -49,7 +49,12 @@ def background(
     words = thinned(word_list(context.model, source), limit)
     less = [word for word in words if fold(word) in out]
     with context.bar(len(words) + len(less), "encoding the background") as bar:
+        # What is taken off is read once: not again from a list that every run reads, nor again by
+        # who preserves it by name. A list that the cache may hold is no source: it would decide.
+        if _is_small(width, words):
+            columns.keep(less)
         whole = _kept(columns, words, width, context, bar)
+        columns.keep(less)
         return whole.sub_(moment(columns, less, width, bar))
 
 
@@ -67,7 +72,7 @@ def moments(columns: Columns, names: Sequence[str], width: int, bar: Any) -> tup
     total = torch.zeros(width, width, dtype=torch.float64)
     for first in range(0, len(names), _PIECE):
         piece = names[first : first + _PIECE]
-        columns.read_all(piece)
+        columns.read_all(columns.unread(piece))
         for at, name in enumerate(piece, start=first):
             X = columns.of(name)
             means[:, at] = X.mean(dim=1)
@@ -77,8 +82,12 @@ def moments(columns: Columns, names: Sequence[str], width: int, bar: Any) -> tup
     return means, total
 
 
+def _is_small(width: int, words: Sequence[str]) -> bool:
+    return width * width * len(words) < _CACHED_FROM
+
+
 def _kept(columns: Columns, words: Sequence[str], width: int, context: Context, bar: Any) -> Tensor:
-    if width * width * len(words) < _CACHED_FROM:
+    if _is_small(width, words):
         return moment(columns, words, width, bar)
     key = sha256_json([context.model.digest, columns.rule, list(words)])
     path = cache_folder() / f"moment-{key}.safetensors"

@@ -19,12 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editforge.artifacts.concepts import Concept
-from editforge.artifacts.system import System
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
-from editforge.edit.checks import Limits, check_solution, relative_change
-from editforge.edit.held import background, moments
-from editforge.edit.names import (
+from editforge.artifacts.chosen import (
     becomes,
     erased_names,
     kin,
@@ -33,11 +28,17 @@ from editforge.edit.names import (
     provenance_rows,
     templates_of,
 )
+from editforge.artifacts.concepts import Concept
+from editforge.artifacts.low_rank import LowRank
+from editforge.artifacts.system import System
+from editforge.artifacts.weight_edit import WeightEdit
+from editforge.edit.checks import Limits, check_solution, relative_change
+from editforge.edit.held import background, moments
 from editforge.edit.vectors import Columns, Templates
 from editforge.families.vocabulary import check_words
-from editforge.linalg import constrained, rank
-from editforge.registry import register
-from editforge.stages import Context, EditInputs, EditOutput, StageConfig
+from editforge.ground.linalg import constrained, rank
+from editforge.recipe.contract import Context, EditInputs, EditOutput, StageConfig
+from editforge.recipe.registry import register
 
 
 class MeanShiftConfig(StageConfig):

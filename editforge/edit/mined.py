@@ -24,9 +24,10 @@ from torch import Tensor
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import MinedShell, Neighbors
 from editforge.artifacts.system import System
-from editforge.errors import EditError, RecipeError
-from editforge.mine.shell import keyed, neighbors_of
-from editforge.stages import Context, StageConfig
+from editforge.ground.errors import EditError, RecipeError
+from editforge.ground.keyed import keyed
+from editforge.ground.shell import nearest_is_own, neighbors_of
+from editforge.recipe.contract import Context, StageConfig
 
 _PROBES = 256  # random directions
 
@@ -136,14 +137,6 @@ def with_neighbors(
 def near_owner(concept: str) -> str:
     """What owns the mined neighbors of a concept."""
     return f"{concept} (mined neighbors)"
-
-
-def nearest_is_own(e: Tensor, near: Tensor, preserve: Tensor) -> Tensor:
-    """Which neighbors (d, K) are at least as like e as like any preserved column (d, m): (K,)."""
-    if preserve.shape[1] == 0:
-        return torch.ones(near.shape[1], dtype=torch.bool)
-    unit = preserve / preserve.norm(dim=0).clamp(min=1e-30)
-    return (e / e.norm()) @ near >= (unit.T @ near).max(dim=0).values
 
 
 def kappa(vectors: Tensor, shift: Tensor, A: Tensor) -> Tensor:

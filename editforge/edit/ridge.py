@@ -15,9 +15,19 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from editforge.artifacts.chosen import (
+    becomes,
+    erased_names,
+    kin,
+    preserved_names,
+    provenance,
+    provenance_rows,
+    templates_of,
+)
 from editforge.artifacts.concepts import Concept
+from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.system import System
-from editforge.artifacts.weight_edit import LowRank, WeightEdit
+from editforge.artifacts.weight_edit import WeightEdit
 from editforge.edit.beyond import beyond_samples, beyond_words
 from editforge.edit.checks import Limits, check_solution, relative_change
 from editforge.edit.held import background
@@ -28,20 +38,11 @@ from editforge.edit.mined import (
     shells_around,
     with_neighbors,
 )
-from editforge.edit.names import (
-    becomes,
-    erased_names,
-    kin,
-    preserved_names,
-    provenance,
-    provenance_rows,
-    templates_of,
-)
 from editforge.edit.vectors import Columns, NullRule, Templates, TokenRule, columns_of
 from editforge.families.vocabulary import check_words
-from editforge.linalg import rank, solve, truncated
-from editforge.registry import register
-from editforge.stages import Context, EditInputs, EditOutput
+from editforge.ground.linalg import rank, solve, truncated
+from editforge.recipe.contract import Context, EditInputs, EditOutput
+from editforge.recipe.registry import register
 
 
 class RidgeConfig(MinedOptions):

@@ -10,6 +10,7 @@ from editforge.emoji.assets import (
     load_pipeline,
     manifest,
     pipeline_digest,
+    verified,
     words,
 )
 from editforge.emoji.manifest import Broad, EmojiConcept, Manifest, Near, Style
@@ -29,5 +30,6 @@ __all__ = [
     "load_pipeline",
     "manifest",
     "pipeline_digest",
+    "verified",
     "words",
 ]

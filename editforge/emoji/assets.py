@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from editforge.emoji.manifest import Manifest, read
-from editforge.errors import PackageError
+from editforge.ground.errors import PackageError
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,12 @@ CREDIT = "Art: Noto, Blob, Twemoji, Fluent, EmojiOne, FxEmoji; licenses in ATTRI
 def folder() -> Path:
     """The folder of the embedded pipeline, each file checked against its digest."""
     return _verified("pipeline")
+
+
+def verified() -> dict[Path, str]:
+    """Each file of the embedded pipeline with the sha256 that `folder` has found it to have."""
+    _verified("pipeline")
+    return {_ASSETS / name: v for name, v in _digests().items() if name.startswith("pipeline/")}
 
 
 def attribution() -> Path:

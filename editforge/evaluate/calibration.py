@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editforge import emoji
-from editforge.errors import PackageError
+from editforge.ground.errors import PackageError
 
 PATH = Path(__file__).with_name("calibration.json")
 

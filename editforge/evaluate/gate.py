@@ -21,21 +21,22 @@ from numpy.typing import NDArray
 
 from editforge import emoji
 from editforge.artifacts.report import Erased, Estimate, Picture, Report
-from editforge.errors import RecipeError
-from editforge.evaluate.generate import (
+from editforge.evaluate.grid import Group, grid_png, picture_png
+from editforge.evaluate.judges import Judge, load_judges
+from editforge.evaluate.prompts import FEW, Counts, GatePrompts, Prompt, gate_prompts
+from editforge.evaluate.scores import ERASED, KEPT, SETS, Scores, knows, score
+from editforge.evaluate.verdict import poor_targets, verdict
+from editforge.families.draw import (
     Precision,
     Sampler,
     default_sampler,
     own_size,
     sample,
     sampling_dtype,
+    weights_digest,
 )
-from editforge.evaluate.grid import Group, grid_png, picture_png
-from editforge.evaluate.judges import Judge, load_judges
-from editforge.evaluate.prompts import FEW, Counts, GatePrompts, Prompt, gate_prompts
-from editforge.evaluate.scores import ERASED, KEPT, SETS, Scores, knows, score
-from editforge.evaluate.verdict import poor_targets, verdict
-from editforge.team import Team
+from editforge.ground.errors import RecipeError
+from editforge.ground.team import Team
 
 _COLUMNS = 4
 _LIBRARIES = ("editforge", "torch", "diffusers", "transformers", "numpy", "pillow")
@@ -58,14 +59,15 @@ def evaluate_gate(
     counts: Counts | None = None,
     progress: bool = True,
     workdir: Path | None = None,
+    workdir_of: str | None = None,
     team: Team | None = None,
 ) -> Report:
     """Evaluate one eraser on one pipeline; weights and settings of the pipeline come back.
 
     Args:
         pipe: the base, a StableDiffusionPipeline or StableDiffusionXLPipeline.
-        eraser: an object with `applied(pipe)`, a context manager inside which the pipeline is
-            edited (a WeightEdit), or a callable pipeline -> pipeline.
+        eraser: an object with `applied(pipe)`, a context manager that gives the pipeline which
+            erases: `artifacts.eraser.Acting`.
         concepts: erased concepts: objects with name, aliases and kind.
         family_name: `emoji` has a manifest and judges; others get templates by kind.
         judge: `family`, the folder of a CLIP model, judges, or None: not judged.
@@ -80,6 +82,9 @@ def evaluate_gate(
         counts: how many images; None is the `gate` tier, or a few where nothing can be judged.
         progress: bars on stderr.
         workdir: drawn images are kept here, so that a killed evaluation resumes.
+        workdir_of: names the base and the eraser that `workdir` belongs to, and to no others, as a
+            run's stage does; no weight is hashed then. None: what is kept there is found again by the
+            weights that drew it.
         team: processes that share the drawing, by way of `workdir`.
     """
     prompts = partial(
@@ -94,7 +99,12 @@ def evaluate_gate(
     sampler = replace(sampler, size=sampler.size or own_size(pipe))
     chosen = sampling_dtype(pipe, dtype)
 
-    def draw(model: Any, prompts: Sequence[Prompt], label: str) -> NDArray[np.uint8]:
+    def weights(model: Any) -> str | None:
+        return weights_digest(model) if workdir and workdir_of is None else workdir_of
+
+    def draw(
+        model: Any, prompts: Sequence[Prompt], label: str, drawn_by: str | None
+    ) -> NDArray[np.uint8]:
         return sample(
             model,
             prompts,
@@ -103,13 +113,15 @@ def evaluate_gate(
             progress=progress,
             label=label,
             workdir=workdir,
+            weights=drawn_by,
             team=team,
         )
 
-    base = draw(pipe, plan.prompts, "base")
-    reference = draw(pipe, plan.reference, "reference") if plan.reference else None
+    own = weights(pipe)
+    base = draw(pipe, plan.prompts, "base", own)
+    reference = draw(pipe, plan.reference, "reference", own) if plan.reference else None
     with _applied(eraser, pipe) as edited_pipe:
-        edited = draw(edited_pipe, plan.prompts, "edited")
+        edited = draw(edited_pipe, plan.prompts, "edited", weights(edited_pipe))
     scores = score(
         plan.rows,
         base,
@@ -150,17 +162,12 @@ def evaluate_gate(
 
 @contextlib.contextmanager
 def _applied(eraser: Any, pipe: Any) -> Iterator[Any]:
-    if hasattr(eraser, "applied"):
-        with eraser.applied(pipe):
-            yield pipe
-    elif callable(eraser):
-        yield eraser(pipe)
-    else:
+    if not hasattr(eraser, "applied"):
         raise RecipeError(
-            "not an eraser",
-            got=type(eraser).__name__,
-            allowed="an object with applied(pipe), or a callable pipeline -> pipeline",
+            "not an eraser", got=type(eraser).__name__, allowed="an object with applied(pipe)"
         )
+    with eraser.applied(pipe) as edited:
+        yield edited
 
 
 def _metrics(scores: Scores) -> dict[str, Estimate | dict[str, Estimate]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from editforge.artifacts.report import Estimate
-from editforge.errors import EditforgeError
+from editforge.ground.errors import EditforgeError
 
 DRAWS = 2000
 _Floats = NDArray[np.float64]

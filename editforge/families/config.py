@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from editforge.errors import RecipeError
+from editforge.ground.errors import RecipeError
+from editforge.ground.places import is_repository
 
 EMBEDDED = "editforge/emoji-sd"  # what a package calls the embedded model
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class ModelConfig(BaseModel):
@@ -43,20 +41,6 @@ class ModelConfig(BaseModel):
         if self.id == "emoji":
             raise base_is_known(self)
         return self
-
-
-def is_repository(name: str) -> bool:
-    """Whether the Hub could have a repository of this name, `OWNER/NAME`."""
-    if not HUB_ID.fullmatch(name):
-        return False
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
-
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def base_is_known(config: ModelConfig) -> RecipeError:

@@ -4,6 +4,10 @@ States always come from the pipeline's own `encode_prompt`. Text encoders of the
 a state depends on the tokens before it alone. So a prompt of five tokens may be encoded in a window of
 five instead of 77 and gives the same states at those positions, fifteen times cheaper; a test holds
 this against the full window. What a window changes is only how many padding states follow.
+
+Every stage asks for the same words: the list around a concept, and the concept's own name. A list of
+words is encoded once and kept as long as the encoder, under the whole list: which words are read
+together can change the last bit, so a kept answer is the answer to the very same question.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editforge.errors import RecipeError
 from editforge.families.schema import Family
-from editforge.team import Team
+from editforge.ground.errors import RecipeError
+from editforge.ground.team import Team
+
+_KEPT = 2_000  # words; the states of a longer list take up to 400 MB and lie in the cache folder
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class TextEncoder:
         self._tokenizers = [getattr(pipe, part.tokenizer) for part in family.text]
         self.window = int(self._tokenizer.model_max_length)
         self.width = family.text_width
+        self._kept: dict[tuple[str, ...], Tensor] = {}
+        self._readable: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     @property
     def device(self) -> torch.device:
@@ -59,6 +67,13 @@ class TextEncoder:
         by_id = sorted((index, piece) for piece, index in self._tokenizer.get_vocab().items())
         words = (piece.removesuffix("</w>") for _, piece in by_id if piece.endswith("</w>"))
         return [word for word in words if len(word) >= 3 and word.isascii() and word.isalpha()]
+
+    def readable(self, texts: tuple[str, ...]) -> tuple[str, ...]:
+        """Those that tokenize to something and fit. The same list is tokenized once."""
+        if texts not in self._readable:
+            room = self.window - 2
+            self._readable[texts] = tuple(t for t in texts if 0 < len(self.tokens(t)) <= room)
+        return self._readable[texts]
 
     def check(self, text: str) -> None:
         """Refuse a text that tokenizes to nothing, to unknown pieces, or does not fit.
@@ -126,14 +141,34 @@ class TextEncoder:
         Words are grouped by length and encoded in windows of their own size. A team shares the
         groups, and every process gets all states, bit for bit those of one process.
 
+        A short list is kept: whoever asks for it again gets the same tensor, to read and not to change.
+
         Raises:
             RecipeError: a word that tokenizes to nothing or does not fit.
         """
+        team = team or Team()
+        if team.size > 1:
+            return self._encoded(words, progress, team)
+        if (known := self.kept(words)) is not None:
+            return known
+        found = self._encoded(words, progress, team)
+        if len(words) < _KEPT:
+            self.keep(words, found)
+        return found
+
+    def kept(self, words: Sequence[str]) -> Tensor | None:
+        """The states of a list that was kept, or None."""
+        return self._kept.get(tuple(words))
+
+    def keep(self, words: Sequence[str], states: Tensor) -> None:
+        """Hold the states of a list in memory as long as this encoder."""
+        self._kept[tuple(words)] = states
+
+    def _encoded(self, words: Sequence[str], progress: Any, team: Team) -> Tensor:
         lengths = [len(self.tokens(word)) for word in words]
         for word, length in zip(words, lengths, strict=True):
             if not 0 < length <= self.window - 2:
                 self.check(word)
-        team = team or Team()
         parts = []
         for length in sorted(set(lengths)):
             rows = [index for index, own in enumerate(lengths) if own == length]

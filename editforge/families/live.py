@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from editforge.artifacts.editable import check_acts, uncompiled
-from editforge.errors import FamilyError
+from editforge.families.editable import check_acts, uncompiled
 from editforge.families.encode import TextEncoder
 from editforge.families.model import detect
 from editforge.families.schema import load_family
+from editforge.ground.errors import FamilyError
 
 
 class LiveModel:

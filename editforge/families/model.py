@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,12 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from editforge.disk import read_json, sha256_file
-from editforge.errors import FamilyError
 from editforge.families.encode import TextEncoder
 from editforge.families.outline import reader
 from editforge.families.schema import Family, load_family, shipped_families
-from editforge.files import check_finite, read_header, read_tensors
+from editforge.ground.disk import read_json, sha256_file
+from editforge.ground.errors import FamilyError
+from editforge.ground.files import check_finite, read_header, read_tensors
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ class Model:
         variant: suffix of the weight files (`fp16`), None for unsuffixed ones.
         device: where text is encoded and pictures are drawn.
         dtype: of the pipeline that draws pictures; None means float32 on a CPU, else the file's.
+        hashed: sha256 of files of the folder that are known already. Every other file is read for
+            its hash when one is asked for, and once.
 
     Raises:
         FamilyError: unknown architecture, missing or damaged files, pickled weights only.
@@ -105,7 +107,9 @@ class Model:
         variant: str | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        hashed: Mapping[Path, str] | None = None,
     ) -> None:
+        self._hashed = dict(hashed or {})
         self.folder, self.origin, self.variant, self.device = folder, origin, variant, device
         self.dtype = dtype or (torch.float32 if device == "cpu" else None)
         self._index = read_config(folder / "model_index.json")
@@ -197,7 +201,7 @@ class Model:
     @cached_property
     def base_sha256(self) -> str:
         """Digest of the denoiser's weight files: what an edit belongs to."""
-        return _digest({path.name: path for path in self.weight_files})
+        return self._digest({path.name: path for path in self.weight_files})
 
     @cached_property
     def digest(self) -> str:
@@ -209,7 +213,14 @@ class Model:
             and path.suffix in (".json", ".txt", ".safetensors")
             and not any(part.startswith(".") for part in path.relative_to(self.folder).parts)
         }
-        return _digest(files)
+        return self._digest(files)
+
+    def _digest(self, files: Mapping[str, Path]) -> str:
+        for path in files.values():
+            if path not in self._hashed:
+                self._hashed[path] = sha256_file(path)
+        rows = {name: self._hashed[path] for name, path in files.items()}
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
@@ -304,11 +315,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FamilyError(f"{path.name} is not a mapping")
     return value
-
-
-def _digest(files: dict[str, Path]) -> str:
-    rows = {name: sha256_file(path) for name, path in files.items()}
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
 def check_weights(model: Model) -> None:

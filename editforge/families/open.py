@@ -8,14 +8,14 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from editforge.disk import sha256_file, sha256_json
-from editforge.errors import FamilyError
 from editforge.families.config import EMBEDDED, ModelConfig, base_is_known
 from editforge.families.model import Model, Origin, detect, read_config, weight_name
 from editforge.families.outline import Outline, wanted
 from editforge.families.schema import load_family
-from editforge.files import read_header
-from editforge.places import hub_failure, is_hub_id, transport_error
+from editforge.ground.disk import sha256_file, sha256_json
+from editforge.ground.errors import FamilyError
+from editforge.ground.files import read_header
+from editforge.ground.places import hub_failure, is_hub_id, transport_error
 
 _PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 
@@ -45,7 +45,7 @@ def open_model(
             license_name="apache-2.0-and-cc-by-4.0-and-mit",  # of the art, as LICENSE.md has them
             license_link="LICENSE.md",
         )
-        yield Model(emoji.folder(), origin, **options)
+        yield Model(emoji.folder(), origin, hashed=emoji.verified(), **options)
     elif path.is_dir():
         yield _local(path, config, options, say)
     elif path.suffix in (".safetensors", *_PICKLED):

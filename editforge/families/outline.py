@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from editforge.disk import read_json
-from editforge.errors import FamilyError
 from editforge.families.encode import TextEncoder
 from editforge.families.schema import Family
+from editforge.ground.disk import read_json
+from editforge.ground.errors import FamilyError
 
 
 @dataclass(frozen=True)

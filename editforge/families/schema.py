@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from editforge.disk import read_yaml
-from editforge.errors import FamilyError, did_you_mean
+from editforge.ground.disk import read_yaml
+from editforge.ground.errors import FamilyError, did_you_mean
 
 Export = Literal["lora", "unet", "pipeline", "single-file"]
 

@@ -1,12 +1,13 @@
 """Words a model knows, with the state of each: the family's own list, the tokenizer's, or a file.
 
 Encoding 50,000 words takes minutes for a large text encoder and never changes, so long lists are kept
-in the user's cache folder under a hash of encoder weights and words. A damaged cache is written anew.
+in the user's cache folder under a hash of encoder weights and words, and not in memory: their states
+take hundreds of megabytes that a later stage needs. A damaged cache is written anew. Short lists are
+kept by the encoder; see `TextEncoder.encode_words`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +17,14 @@ from typing import Any
 from torch import Tensor
 
 from editforge import emoji
-from editforge.artifacts.concepts import name_key
-from editforge.disk import sha256_json
-from editforge.errors import PackageError, RecipeError
 from editforge.families.encode import TextEncoder
 from editforge.families.model import TextModel
 from editforge.families.schema import Family
-from editforge.files import read_tensors, write_safetensors
-from editforge.team import Team
+from editforge.ground.disk import sha256_json
+from editforge.ground.errors import PackageError, RecipeError
+from editforge.ground.files import read_tensors, write_safetensors
+from editforge.ground.names import name_key
+from editforge.ground.team import Team
 
 _CACHED_FROM = 2_000  # words; shorter lists encode in seconds
 
@@ -51,23 +52,26 @@ def load_vocabulary(
     Raises:
         RecipeError: no such file, or an empty list.
     """
-    words = word_list(model, source)
-    path = cache_folder() / f"{sha256_json([model.digest, words])}.safetensors"
-    long = len(words) >= _CACHED_FROM
-    team = team if team and long else Team()
-    kept = recall(path, "vectors") if long else None
+    words, encoder = word_list(model, source), model.encoder
+    path = None
+    if len(words) >= _CACHED_FROM:
+        path = cache_folder() / f"{sha256_json([model.digest, words])}.safetensors"
+    team = team if team and path else Team()
+    kept = encoder.kept(words)
+    kept = recall(path, "vectors") if kept is None and path else kept
     known = team.tell(kept is not None)  # whether process 0 has it decides for all: they go one way
     if known and kept is not None:
         return Vocabulary(words, kept)
     shared = Team() if known else team
     bar = progress(len(words), "encoding words") if progress else None
-    vectors = model.encoder.encode_words(words, progress=bar, team=shared)
+    vectors = encoder.encode_words(words, progress=bar, team=shared)
     if bar is not None:
         bar.close()
-    if long:
-        # a cache that cannot be written costs time, never the run
-        with contextlib.suppress(OSError):
+    if path:
+        try:
             write_safetensors(path, {"vectors": vectors}, {})
+        except OSError:  # a cache that cannot be written costs memory, never the run
+            encoder.keep(words, vectors)
     return Vocabulary(words, vectors)
 
 
@@ -91,11 +95,10 @@ def words_of(family: Family, reader: TextEncoder, source: str) -> tuple[str, ...
             {name_key(name) for name in emoji.manifest().splits["retain60"]} if curated else ()
         )
         return tuple(w for w in reader.vocabulary() if name_key(w) not in withheld)
-    room = reader.window - 2
-    words = [word for word in _lines(source) if 0 < len(reader.tokens(word)) <= room]
+    words = reader.readable(tuple(_lines(source)))
     if not words:
         raise RecipeError("the word list is empty", got=source)
-    return tuple(words)
+    return words
 
 
 def check_words(source: str | None) -> None:

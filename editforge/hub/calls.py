@@ -15,8 +15,8 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers
 
-from editforge.errors import HubError
-from editforge.places import transport_error
+from editforge.ground.errors import HubError
+from editforge.ground.places import transport_error
 
 ATTEMPTS = 5  # where the Hub does not say how long to wait
 PATIENCE = 600  # seconds in all that one Line waits because the Hub asked for it

@@ -20,12 +20,12 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from editforge.disk import read_json, write_json
-from editforge.errors import EditforgeError, HubError, PackageError
+from editforge.artifacts.sums import FACTS
+from editforge.ground.disk import read_json, write_json
+from editforge.ground.errors import EditforgeError, HubError, PackageError
 from editforge.hub.calls import Line
 from editforge.hub.remote import Found, Remote
 from editforge.hub.staged import CARD, Staged, staged
-from editforge.package.verify import FACTS
 
 SCHEMA = "editforge.push/1"
 GATES = ("auto", "manual")

@@ -17,12 +17,12 @@ from typing import Any
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.hf_api import RepoFile
 
-from editforge.disk import read_json, sha256_file, write_json
-from editforge.errors import HubError, PackageError
-from editforge.files import read_header
+from editforge.artifacts.sums import FACTS, listed_files
+from editforge.ground.disk import read_json, sha256_file, write_json
+from editforge.ground.errors import HubError, PackageError
+from editforge.ground.files import read_header
 from editforge.hub.calls import Line
 from editforge.hub.staged import CARD, SCHEMA, Staged
-from editforge.package.verify import FACTS, listed_files
 
 LORA = "pytorch_lora_weights.safetensors"
 ADDED = {".gitattributes"}  # by the Hub, to every repository

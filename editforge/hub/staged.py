@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from editforge.disk import read_json, sha256_file
-from editforge.errors import PackageError
-from editforge.files import read_header
-from editforge.package.verify import FACTS, SUMS, verify_folder
+from editforge.artifacts.sums import FACTS, SUMS, verify_folder
+from editforge.ground.disk import read_json, sha256_file
+from editforge.ground.errors import PackageError
+from editforge.ground.files import read_header
 
 SCHEMA = "editforge.package/1"
 CARD = "README.md"

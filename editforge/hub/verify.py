@@ -14,11 +14,11 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from editforge.errors import PackageError
+from editforge.artifacts.sums import FACTS, differences, listed_files
+from editforge.ground.errors import PackageError
+from editforge.ground.places import is_hub_id
 from editforge.hub.calls import Line
 from editforge.hub.remote import ADDED, Remote
-from editforge.package.verify import FACTS, differences, listed_files
-from editforge.places import is_hub_id
 
 
 def verify_repository(

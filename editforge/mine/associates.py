@@ -12,13 +12,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editforge.artifacts.concepts import Concept, fold
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.families.metric import text_metric
 from editforge.families.vocabulary import check_words, load_vocabulary
+from editforge.ground.names import fold
 from editforge.mine.vocabulary import VocabularyConfig, spellings, synonym_ceiling
-from editforge.registry import register
-from editforge.stages import Context, MineInputs, StageConfig
+from editforge.recipe.contract import Context, MineInputs, StageConfig
+from editforge.recipe.registry import register
 
 
 class AssociatesConfig(StageConfig):

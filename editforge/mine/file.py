@@ -6,8 +6,8 @@ from pydantic import Field
 
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import SCHEMA, Neighbors, given_list
-from editforge.registry import register
-from editforge.stages import Context, MineInputs, StageConfig
+from editforge.recipe.contract import Context, MineInputs, StageConfig
+from editforge.recipe.registry import register
 
 
 class FileConfig(StageConfig):

@@ -2,7 +2,7 @@
 
 What a model still draws after an erasure is asked for by states near the erased one, named or not.
 The shell says where these lie; the vectors are not stored but drawn again from the seed by whoever
-needs them (`editforge.mine.shell.neighbors_of`). Random directions need not pass near any word, so each
+needs them (`ground.shell.neighbors_of`). Random directions need not pass near any word, so each
 neighbor is listed with the words nearest to it. Words inside the shell's band of cosines are listed for
 review, preserved unless a person says otherwise.
 
@@ -16,20 +16,15 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from editforge.artifacts.concepts import Concept, fold
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import MinedShell, Neighbor, Neighborhood, Neighbors
 from editforge.families.vocabulary import Vocabulary, check_words, load_vocabulary
-from editforge.mine.shell import (
-    FALLBACK,
-    calibrated_bounds,
-    draw_shell,
-    keyed,
-    sample_beyond,
-    shell_of,
-)
+from editforge.ground.keyed import keyed
+from editforge.ground.names import fold
+from editforge.ground.shell import FALLBACK, calibrated_bounds, draw_shell, sample_beyond, shell_of
 from editforge.mine.vocabulary import same_words
-from editforge.registry import register
-from editforge.stages import Context, MineInputs, StageConfig
+from editforge.recipe.contract import Context, MineInputs, StageConfig
+from editforge.recipe.registry import register
 
 
 class PerturbationConfig(StageConfig):

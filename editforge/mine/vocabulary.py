@@ -14,12 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editforge.artifacts.concepts import Concept, fold, name_key, singular, with_article
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.families.metric import text_metric
 from editforge.families.vocabulary import check_words, load_vocabulary
-from editforge.registry import register
-from editforge.stages import Context, MineInputs, StageConfig
+from editforge.ground.names import fold, name_key, singular, with_article
+from editforge.recipe.contract import Context, MineInputs, StageConfig
+from editforge.recipe.registry import register
 
 
 class VocabularyConfig(StageConfig):

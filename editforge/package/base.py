@@ -1,4 +1,4 @@
-"""What an exporter needs to know of a base model, and its weights one tensor at a time.
+"""What our exporters need of a base model: its weights, one tensor at a time, and what fits them.
 
 Weights are read where they lie (single file, variant or shards) and never all at once. A tensor
 with a NaN or an infinity is an error, not data; pickled weights are refused by `weight_files`.
@@ -9,21 +9,22 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from editforge.artifacts.lora.factors import refuse_other_components
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.disk import read_json, write_text
-from editforge.errors import FamilyError, PackageError, did_you_mean
 from editforge.families.model import weight_files
-from editforge.families.schema import Family
-from editforge.files import DTYPES, LazyTensor, TensorInfo, check_finite, read_header
+from editforge.ground.disk import read_json, write_text
+from editforge.ground.errors import FamilyError, PackageError, did_you_mean
+from editforge.ground.files import DTYPES, LazyTensor, TensorInfo, check_finite, read_header
+from editforge.recipe.export import BaseModel, Exportable
 
 _LOCAL = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.{1,2}[\\/])")
 PRECISIONS = {
@@ -34,61 +35,18 @@ PRECISIONS = {
 }
 
 
-class Exportable(Protocol):
-    """What decides which exports a base has."""
-
-    @property
-    def family(self) -> Family: ...  # noqa: D102
-    @property
-    def prediction_type(self) -> str: ...  # noqa: D102
-
-
-class BaseModel(Protocol):
-    """A base model on disk, as `families.model.Model` has it."""
-
-    @property
-    def family(self) -> Family: ...  # noqa: D102
-    @property
-    def folder(self) -> Path: ...  # noqa: D102
-    @property
-    def variant(self) -> str | None: ...  # noqa: D102
-    @property
-    def label(self) -> str: ...  # noqa: D102
-    @property
-    def revision(self) -> str | None: ...  # noqa: D102
-    @property
-    def prediction_type(self) -> str: ...  # noqa: D102
-    @property
-    def base_sha256(self) -> str: ...  # noqa: D102
-    @property
-    def license(self) -> str | None: ...  # noqa: D102
-    @property
-    def license_name(self) -> str | None: ...  # noqa: D102
-    @property
-    def license_link(self) -> str | None: ...  # noqa: D102
-    @property
-    def local(self) -> bool: ...  # noqa: D102
-
-
-def check_exports(model: Exportable, exports: Sequence[str]) -> None:
-    """Refuse an export that this base cannot have, one twice, or none.
+def check_offered(model: Exportable, export: str) -> None:
+    """Refuse an export of ours that the family does not name.
 
     Raises:
-        PackageError: with those it can.
+        PackageError: with those it does.
     """
     offered = model.family.exports
-    unknown = [export for export in exports if export not in offered]
-    if unknown or not exports or len(set(exports)) != len(exports):
+    if export not in offered:
         raise PackageError(
             f"family {model.family.name} cannot export this",
-            got=", ".join(exports) or "nothing",
-            allowed=did_you_mean(unknown[0], offered) if unknown else ", ".join(offered),
-        )
-    if "single-file" in exports and model.prediction_type != "epsilon":
-        raise PackageError(
-            "a single file cannot say how its model predicts, and readers assume epsilon",
-            got=model.prediction_type,
-            next="export the folder instead: --export pipeline",
+            got=export,
+            allowed=did_you_mean(export, offered),
         )
 
 
@@ -99,6 +57,11 @@ class Weights:
     component: str
     variant: str | None
     where: dict[str, tuple[Path, TensorInfo]]
+
+    @classmethod
+    def of(cls, model: BaseModel) -> Weights:
+        """The base's denoiser."""
+        return cls.open(model.folder / model.family.denoiser, model.variant)
 
     @classmethod
     def open(cls, folder: Path, variant: str | None) -> Weights:
@@ -141,6 +104,10 @@ class Weights:
         flat = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
         check_finite(flat, f"{path.name}: {name}")
         return flat.reshape(info.shape)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of all tensors in the files."""
+        return {name: info.shape for name, (_, info) in self.where.items()}
 
     def stored(self, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
         """The dtype of each tensor after a cast to `dtype`; integers stay, None casts nothing."""
@@ -218,17 +185,22 @@ def _check(
             )
 
 
-def refuse_other_components(edit: WeightEdit, component: str) -> None:
-    """Refuse an edit that names modules outside the denoiser, a text encoder's for example."""
-    names = [*edit.factors, *edit.dense]
-    foreign = sorted(name for name in names if name.partition(".")[0] != component)
-    if foreign:
-        listed = ", ".join(foreign[:4]) + (" ..." if len(foreign) > 4 else "")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def check_same(model: BaseModel, want: Shapes, have: Shapes) -> None:
+    """Refuse a denoiser that has other weights than the base's.
+
+    Raises:
+        PackageError: with the first that differ.
+    """
+    wrong = sorted(name for name in {*want, *have} if want.get(name) != have.get(name))
+    if wrong:
         raise PackageError(
-            f"only the denoiser can be packaged, this edit names {len(foreign)} modules outside it",
-            got=listed,
-            allowed=f"modules of {component}",
-            next="text encoders are not edited by any method of this version",
+            f"its denoiser has other weights than the base's: {len(wrong)} differ",
+            got=", ".join(wrong[:3]),
+            allowed=f"the {len(want)} weights of {model.label}",
+            next="name its own base: --model",
         )
 
 

@@ -1,8 +1,9 @@
-"""From an edit and its evaluation to a package: one folder per repository, hashed and scanned.
+"""From an eraser and its evaluation to a package: one folder per repository, hashed and scanned.
 
 `editforge.json` is the machine's view of a repository: provenance, verdict, the hash of every other
-file. The card is rendered from it and from the results. Nothing here knows a method, and nothing
-here depends on the folder, the machine or the time: the same inputs give the same `SHA256SUMS`.
+file. The card is rendered from it and from the results. Nothing here knows a method or a form, and
+nothing here depends on the folder, the machine or the time: the same inputs give the same
+`SHA256SUMS`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from editforge.artifacts.eraser import Eraser
 from editforge.artifacts.report import BENCHMARK_VERSION
 from editforge.artifacts.report import SCHEMA as RESULTS_SCHEMA
-from editforge.artifacts.weight_edit import WeightEdit
-from editforge.disk import read_json
-from editforge.errors import PackageError
-from editforge.package.base import BaseModel, Weights, check_exports, check_fits
+from editforge.artifacts.sums import write_sums
+from editforge.ground.disk import read_json
+from editforge.ground.errors import PackageError
 from editforge.package.card import check_results
-from editforge.package.contents import write_artifact
-from editforge.package.kohya import release_name
+from editforge.package.exports import check_accepted, check_exports, exporter
 from editforge.package.repository import (
     RESULTS,
     base_facts,
@@ -29,10 +29,11 @@ from editforge.package.repository import (
     listed_words,
     notices_of,
     public_words,
+    release_name,
     surround,
 )
 from editforge.package.scrub import mark_paths, scan
-from editforge.package.verify import write_sums
+from editforge.recipe.export import BaseModel
 
 SCHEMA = "editforge.package/1"
 
@@ -49,7 +50,7 @@ class Package:
 
 def build_package(
     model: BaseModel,
-    edit: WeightEdit,
+    eraser: Eraser,
     *,
     evaluation: Path | None,
     recipe_text: str,
@@ -65,22 +66,22 @@ def build_package(
 
     Args:
         model: the base, read from its files.
-        edit: refused if it does not fit the base or an export cannot hold it.
+        eraser: refused if it does not fit the base or an export does not take it.
         evaluation: folder with `editforge_results.json`, `grid.png`, `images/`; None: not judged.
         recipe_text: embedded verbatim, except for marked replacements of local paths.
         command: the one command that repeats the run.
         output: new or empty.
-        exports: of lora, unet, pipeline, single-file; each becomes one repository folder.
+        exports: registered names; each becomes one repository folder.
         dtype: base, float32, float16 or bfloat16; of full checkpoints.
         name: release name; None makes `<family>-<concept>-erased`.
         notices: attribution files that travel with the weights.
         lists: file name to text of the lists that the recipe reads; they travel in `reproduce/`.
 
     Raises:
-        PackageError: unknown export, an edit that does not fit, a leak of local information.
+        PackageError: unknown export, an eraser that does not fit, a leak of local information.
     """
-    _check_inputs(model, edit, output, exports)
-    provenance = dict(edit.provenance)
+    _check_inputs(model, eraser, output, exports)
+    provenance = dict(eraser.provenance)
     concepts = [str(row.get("name", "")) for row in provenance.get("erased", [])]
     title = name or release_name(model.family.name, concepts)
     known = {str(model.folder): model.label, str(model.folder.resolve()): model.label}
@@ -92,21 +93,16 @@ def build_package(
     repositories = {}
     for export in exports:
         folder = output / export
-        artifact, said = write_artifact(model, edit, folder, export, title, dtype)
-        notes += [note for note in said if note not in notes]
+        written = exporter(export).write(model, eraser, folder, title, dtype)
+        notes += [note for note in written.notes if note not in notes]
         facts = {
             "schema": SCHEMA,
             "name": title,
             "export": export,
             "family": {"name": model.family.name, "pipeline": model.family.match.pipeline},
             "provenance": provenance,
-            "edit": {
-                "strength": edit.strength,
-                "exact_rank": edit.exact_rank,
-                "rank": edit.rank,
-                "modules": len(edit.factors) + len(edit.dense),
-            },
-            "artifact": artifact,
+            "edit": eraser.described(),
+            "artifact": written.facts,
             "base": base_facts(model, carried),
             "gate": {key: results["verdict"].get(key) for key in ("status", "passed", "message")},
             "recipe": recipe,
@@ -120,19 +116,21 @@ def build_package(
     return Package(output, repositories, title, tuple(notes))
 
 
-def _check_inputs(model: BaseModel, edit: WeightEdit, output: Path, exports: Sequence[str]) -> None:
+def _check_inputs(model: BaseModel, eraser: Eraser, output: Path, exports: Sequence[str]) -> None:
     check_exports(model, exports)
+    check_accepted(type(eraser), exports)
     if output.exists() and any(output.iterdir()):
         raise PackageError("the output folder is not empty", got=output.name)
-    owner = edit.provenance.get("base_sha256")
+    owner = eraser.provenance.get("base_sha256")
     if owner and model.base_sha256 and owner != model.base_sha256:
         raise PackageError(
             "this edit belongs to another base model",
             got=f"{model.label} ({model.base_sha256[:12]})",
-            allowed=f"{edit.provenance.get('base_model')} ({str(owner)[:12]})",
+            allowed=f"{eraser.provenance.get('base_model')} ({str(owner)[:12]})",
             next="package it with its own base",
         )
-    check_fits(edit, Weights.open(model.folder / model.family.denoiser, model.variant))
+    for export in exports:
+        exporter(export).check_eraser(model, eraser)
 
 
 def _results(evaluation: Path | None, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import jinja2
 import yaml
 
 from editforge.artifacts.report import BENCHMARK_VERSION, SCHEMA
-from editforge.disk import read_json
-from editforge.errors import PackageError
-from editforge.resources import resource_folder
+from editforge.ground.disk import read_json
+from editforge.ground.errors import PackageError
+from editforge.ground.resources import resource_folder
+from editforge.package.exports import exporter
 
 _LICENSE_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 RATES = {
@@ -56,6 +57,7 @@ def render_card(folder: Path) -> str:
     return environment.get_template("card.md.j2").render(
         header=header,
         facts=facts,
+        usage=environment.from_string(exporter(facts["export"]).usage()),
         results=results,
         images=images,
         verdict=results["verdict"],
@@ -84,17 +86,17 @@ def front_matter(
     facts: Mapping[str, Any], results: Mapping[str, Any], images: Sequence[str]
 ) -> dict[str, Any]:
     """The YAML header, in the order people read it. Absent facts are left out, never invented."""
-    base, export = facts["base"], facts["export"]
+    base, export = facts["base"], exporter(facts["export"])
     header: dict[str, Any] = {"language": "en"}
     header |= _license(base)
     header |= {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
     if not base["label"].startswith("local:"):
         header["base_model"] = base["label"]
-        header["base_model_relation"] = "adapter" if export == "lora" else "finetune"
+        header["base_model_relation"] = export.relation
     names = [row["name"] for row in facts["provenance"].get("erased", [])]
     family = "stable-diffusion-xl" if "XL" in facts["family"]["pipeline"] else "stable-diffusion"
-    tags = ["concept-erasure", "editforge"]
-    tags += ["lora", family, "template:sd-lora"] if export == "lora" else [family]
+    words = ["concept-erasure", "editforge", *(tag for tag in export.tags if ":" not in tag)]
+    tags = [*words, family, *(tag for tag in export.tags if ":" in tag)]
     header["tags"] = [*tags, *(f"erased:{_line(name)}" for name in names)]
     if found := widgets(facts, results, images):
         header["widget"] = [{"text": p, "output": {"url": image}} for p, image in found]

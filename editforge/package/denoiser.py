@@ -7,23 +7,27 @@ is involved: fusing one and saving without unloading it writes keys that load as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from editforge.artifacts.lora.header import provenance_header
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.errors import PackageError, did_you_mean
-from editforge.files import DTYPES, read_header, write_safetensors
+from editforge.families.outline import Outline
+from editforge.ground.errors import PackageError, did_you_mean
+from editforge.ground.files import DTYPES, read_header, write_safetensors
 from editforge.package.base import (
     PRECISIONS,
-    BaseModel,
     Weights,
     check_fits,
+    check_same,
     copy_file,
     edited_tensors,
 )
-from editforge.package.header import provenance_header
+from editforge.recipe.export import BaseModel
 
 SUFFIXES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 STEM = "diffusion_pytorch_model"
@@ -52,8 +56,7 @@ def write_denoiser(
         PackageError: a module the base lacks, another shape, a NaN, or a file that reads back
         wrong.
     """
-    source = model.folder / model.family.denoiser
-    weights = Weights.open(source, model.variant)
+    source, weights = model.folder / model.family.denoiser, Weights.of(model)
     check_fits(edit, weights)
     folder.mkdir(parents=True, exist_ok=True)
     copy_file(source / "config.json", folder / "config.json", model)
@@ -96,3 +99,53 @@ def check_written(path: Path, weights: Weights, dtype: torch.dtype | None) -> No
                 got=f"{info.dtype} {info.shape}",
                 allowed=f"{stored} {weights.shape(name)}",
             )
+
+
+def denoiser_facts(
+    model: BaseModel, edit: WeightEdit, folder: Path, written: Sequence[Path], dtype: str
+) -> dict[str, Any]:
+    """What `editforge.json` says of written denoiser files, by their path below `folder`."""
+    base = Weights.of(model)
+    names = [path.relative_to(folder).as_posix() for path in written]
+    stored = weight_plan(base, precision(dtype)).values()
+    return {
+        "weights": names,
+        "dtype": dtype,
+        "rounding": {
+            name: rounding_error(base, edit, one) for name, one in zip(names, stored, strict=True)
+        },
+        "kohya_family": model.family.kohya is not None,
+    }
+
+
+def rounding_error(base: Weights, edit: WeightEdit, dtype: torch.dtype | None) -> float:
+    """|stored - (W + change)| / |change| over the edited weights: what the file's dtype costs.
+
+    0 for an edit of strength zero, whose files are the base's bits.
+    """
+    tensors = edited_tensors(base, edit, dtype)
+    squares = torch.zeros(2, dtype=torch.float64)
+    for key in [*edit.factors, *edit.dense]:
+        name = key.partition(".")[2] + (".weight" if key in edit.factors else "")
+        change = edit.delta(key)
+        gap = tensors[name].load().double() - base.read(name).double() - change
+        squares += torch.stack([gap.square().sum(), change.square().sum()])
+    return float((squares[0] / squares[1]).sqrt()) if squares[1] > 0 else 0.0
+
+
+def check_denoiser(model: BaseModel, folder: Path) -> None:
+    """Refuse a denoiser's folder that holds other weights than the base's.
+
+    Raises:
+        PackageError: with the first that differ.
+    """
+    check_same(model, Weights.of(model).shapes(), Weights.open(folder, None).shapes())
+
+
+def denoiser_bytes(model: Outline, dtype: str) -> int:
+    """Bytes of the files that `write_denoiser` makes; two where a suffixed one is added."""
+    kind = precision(dtype)
+    cast = None if kind is None else kind.itemsize
+    count = sum(prod(shape) for shape in model.shapes.values())
+    own = model.bytes_of(model.family.denoiser)
+    return own if cast in (None, own // max(count, 1)) else own + (cast or 0) * count

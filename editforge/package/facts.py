@@ -22,12 +22,14 @@ from pydantic import (
 )
 
 from editforge.artifacts.concepts import Concept, Kind, Name
-from editforge.disk import parse_yaml, read_json
-from editforge.errors import PackageError
-from editforge.families.config import EMBEDDED, ModelConfig, is_repository
-from editforge.package.verify import FACTS
+from editforge.artifacts.sums import FACTS
+from editforge.families.config import EMBEDDED, ModelConfig
+from editforge.ground.disk import parse_yaml, read_json
+from editforge.ground.errors import PackageError, did_you_mean
+from editforge.ground.places import is_repository
+from editforge.recipe import registry
 
-EXPORTS = ("lora", "unet", "pipeline", "single-file")
+FIRST = "lora"  # of several exports of one package, the one that is looked for first
 
 
 def _printable(text: str) -> str:
@@ -40,6 +42,13 @@ def _inside(name: str) -> str:
     path = PurePosixPath(name)
     if "\\" in name or path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
         raise ValueError("a weight file is a .safetensors file inside the folder")
+    return name
+
+
+def _registered(name: str) -> str:
+    known = registry.known(registry.EXPORT)
+    if name not in known:
+        raise ValueError(did_you_mean(name, known))
     return name
 
 
@@ -116,7 +125,7 @@ class Facts(_Read):
     """The part of `editforge.json` that says how to load a repository, and what to ask of it."""
 
     schema_: Literal["editforge.package/1"] = Field(alias="schema")
-    export: Literal["lora", "unet", "pipeline", "single-file"]
+    export: Annotated[str, AfterValidator(_registered)]
     provenance: dict[str, Any]
     family: _Family
     base: _Base
@@ -183,7 +192,7 @@ def repository(place: Path) -> Path | None:
     A repository means itself, a package its first export, LoRA before others, a folder that holds
     `package` likewise, and a weight file the repository that lists it.
     """
-    for folder in _candidates(place):
+    for folder in repositories(place) if place.is_dir() else (place.parent, place.parent.parent):
         if (folder / FACTS).is_file() and (place.is_dir() or _lists(folder, place)):
             return folder
     return None
@@ -195,13 +204,12 @@ def provenance_beside(file: Path) -> dict[str, Any]:
     return {} if folder is None else read_facts(folder).provenance
 
 
-def _candidates(place: Path) -> Iterator[Path]:
-    if place.is_dir():
-        yield place
-        yield from (place / export for export in EXPORTS)
-        yield from (place / "package" / export for export in EXPORTS)
-    else:
-        yield from (place.parent, place.parent.parent)
+def repositories(folder: Path) -> Iterator[Path]:
+    """Where a repository may lie: the folder itself, one of a package, one of a run's package."""
+    exports = sorted(registry.known(registry.EXPORT), key=lambda name: name != FIRST)
+    yield folder
+    yield from (folder / export for export in exports)
+    yield from (folder / "package" / export for export in exports)
 
 
 def _lists(folder: Path, file: Path) -> bool:

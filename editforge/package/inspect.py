@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from editforge.errors import PackageError
-from editforge.files import TensorInfo, read_header
-from editforge.package.keys import (
+from editforge.families.keys import (
     LAYOUTS,
     best_family,
     kohya_modules,
@@ -23,6 +21,9 @@ from editforge.package.keys import (
     unet_modules,
     unet_parameters,
 )
+from editforge.ground.errors import PackageError
+from editforge.ground.files import TensorInfo, read_header
+from editforge.package.facts import repositories
 
 Reader = Literal["diffusers", "comfyui", "a1111"]
 READERS: tuple[Reader, ...] = ("diffusers", "comfyui", "a1111")
@@ -111,8 +112,7 @@ def inspect_file(path: Path, reader: str = "diffusers") -> Inspection:
 
 
 def _weights_of(folder: Path) -> Path:
-    places = [folder, folder / "lora", folder / "unet", folder / "package" / "lora"]
-    for place in places:
+    for place in repositories(folder):
         if found := sorted(place.glob("*.safetensors")):
             plain = [path for path in found if path.name.count(".") == 1]
             return (plain or found)[0]

@@ -12,10 +12,11 @@ import shutil
 from pathlib import Path
 
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.disk import read_json
-from editforge.errors import PackageError
-from editforge.package.base import BaseModel, Weights, check_fits, copy_file
+from editforge.ground.disk import read_json
+from editforge.ground.errors import PackageError
+from editforge.package.base import Weights, check_fits, copy_file
 from editforge.package.denoiser import write_denoiser
+from editforge.recipe.export import BaseModel
 
 _DATA = (".json", ".txt", ".safetensors", ".model")
 _OTHER = re.compile(r"^(flax_|tf_|openvino_|model\.onnx|.*\.non_ema)")
@@ -37,7 +38,7 @@ def write_pipeline(
         PackageError: a component without safetensors weights, or an edit that does not fit.
     """
     denoiser = model.family.denoiser
-    check_fits(edit, Weights.open(model.folder / denoiser, model.variant))
+    check_fits(edit, Weights.of(model))
     index = read_json(model.folder / "model_index.json")
     components = sorted(name for name, value in index.items() if _is_component(value))
     for name in components:

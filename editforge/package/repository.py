@@ -6,18 +6,21 @@ The order matters: the card is rendered from the files that are there, and the h
 
 from __future__ import annotations
 
+import re
 import shutil
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from editforge.disk import parse_yaml, write_json, write_text
+from editforge.artifacts.sums import FACTS, hashes
 from editforge.families.config import EMBEDDED
-from editforge.package.base import BaseModel
+from editforge.ground.disk import parse_yaml, write_json, write_text
 from editforge.package.card import render_card
+from editforge.package.exports import exporter
 from editforge.package.scrub import marks
-from editforge.package.verify import FACTS, hashes
+from editforge.recipe.export import BaseModel
 
 RESULTS = "editforge_results.json"
 PINNED = ("diffusers", "huggingface_hub", "peft", "safetensors", "torch", "transformers")
@@ -157,11 +160,7 @@ def is_copy(model: BaseModel, carried: Collection[str], name: str) -> bool:
     export, _, rest = name.partition("/")
     if rest in carried:
         return True
-    denoiser = f"{model.family.denoiser}/diffusion_pytorch_model"
-    if export == "unet":
-        copied = rest == "config.json"
-    else:
-        copied = export == "pipeline" and not rest.startswith((*_OWN, denoiser))
+    copied = not rest.startswith(_OWN) and exporter(export).copied(model.family, rest)
     return copied and (not model.local or rest.endswith((*_VOCABULARY, ".safetensors")))
 
 
@@ -183,3 +182,15 @@ def base_facts(model: BaseModel, carried: Sequence[Path]) -> dict[str, Any]:
         "prediction_type": model.prediction_type,
         "variant": model.variant,
     }
+
+
+def release_name(base: str, concepts: list[str]) -> str:
+    """`<base>-<concept>-erased` in lower case, digits and hyphens; the stem users type in A1111."""
+    slugs = [slug for slug in map(_slug, concepts) if slug]
+    listed = slugs if len(slugs) <= 3 else [slugs[0], "and", str(len(slugs) - 1), "more"]
+    return "-".join([_slug(base) or "model", *(listed or ["concept"]), "erased"])
+
+
+def _slug(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-")

@@ -21,8 +21,8 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from editforge.errors import PackageError
-from editforge.resources import resource_folder
+from editforge.ground.errors import PackageError
+from editforge.ground.resources import resource_folder
 
 _COMMON = {"root", "user", "users", "admin", "ubuntu", "runner", "home", "test", "localhost"}
 _PATH = r"(?<![^\s\"'`(\[{=:,<>|])(?:~|/[\w.+@-]+)(?:/[\w.+@-]+)+/?|\b[A-Za-z]:\\{1,2}\w[^\s\"']*"

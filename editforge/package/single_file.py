@@ -1,7 +1,7 @@
 """Artifact E: one checkpoint file in the published original names, SD 1.x and SDXL.
 
 Denoiser, VAE and text encoders are renamed and streamed from the base's files; only the denoiser is
-edited. The names are those of `original.py`.
+edited. The names are those of `families/original.py`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,44 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from editforge.artifacts.lora.header import provenance_header
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.errors import PackageError
-from editforge.files import DTYPES, LazyTensor, read_header, write_safetensors
-from editforge.package.base import BaseModel, Weights, check_exports, check_fits, edited_tensors
-from editforge.package.denoiser import SUFFIXES, precision
-from editforge.package.header import ORIGINAL, modelspec_header, provenance_header
-from editforge.package.original import (
+from editforge.families.original import (
     is_vae_matrix,
     long_text_name,
     openclip_names,
     unet_names,
     vae_names,
 )
+from editforge.ground.errors import PackageError
+from editforge.ground.files import DTYPES, LazyTensor, read_header, write_safetensors
+from editforge.package.base import (
+    Weights,
+    check_fits,
+    check_offered,
+    check_same,
+    edited_tensors,
+)
+from editforge.package.denoiser import SUFFIXES, precision
+from editforge.package.header import ORIGINAL, modelspec_header
+from editforge.recipe.export import BaseModel, Exportable
+
+_DENOISER = "model.diffusion_model."
+
+
+def check_original(model: Exportable, export: str) -> None:
+    """Refuse a base whose family has no original format, or that a single file cannot describe.
+
+    Raises:
+        PackageError: with what it can be exported as.
+    """
+    check_offered(model, export)
+    if model.prediction_type != "epsilon":
+        raise PackageError(
+            "a single file cannot say how its model predicts, and readers assume epsilon",
+            got=model.prediction_type,
+            next="export the folder instead: --export pipeline",
+        )
 
 
 def write_single_file(
@@ -37,8 +62,8 @@ def write_single_file(
         PackageError: the family has no original format, a weight without an original name, or a
             prediction type that a single file cannot say.
     """
-    check_exports(model, ["single-file"])
-    denoiser = Weights.open(model.folder / model.family.denoiser, model.variant)
+    check_original(model, "single-file")
+    denoiser = Weights.of(model)
     check_fits(edit, denoiser)
     cast = precision(dtype)
     tensors = _unet(denoiser, edit, cast) | _vae(model, cast) | _text(model, cast)
@@ -53,10 +78,23 @@ def write_single_file(
     return path
 
 
+def check_shipped(model: BaseModel, file: Path) -> None:
+    """Refuse a file whose denoiser, by its original names, has other weights than the base's.
+
+    Raises:
+        PackageError: with the first that differ.
+    """
+    base = Weights.of(model).shapes()
+    names = unet_names(base)
+    want = {f"{_DENOISER}{names[name]}": shape for name, shape in base.items()}
+    table = read_header(file)[1]
+    check_same(model, want, {name: table[name].shape for name in want if name in table})
+
+
 def _unet(weights: Weights, edit: WeightEdit, cast: torch.dtype | None) -> dict[str, LazyTensor]:
     names = unet_names(weights.where)
     tensors = edited_tensors(weights, edit, cast)
-    return {f"model.diffusion_model.{names[name]}": tensor for name, tensor in tensors.items()}
+    return {f"{_DENOISER}{names[name]}": tensor for name, tensor in tensors.items()}
 
 
 def _vae(model: BaseModel, cast: torch.dtype | None) -> dict[str, LazyTensor]:

@@ -12,13 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editforge.artifacts.concepts import fold
 from editforge.artifacts.neighbors import Neighborhood
 from editforge.artifacts.targets import Candidate, Target, Targets
-from editforge.errors import EditError
 from editforge.families.vocabulary import Vocabulary, load_vocabulary
-from editforge.registry import register
-from editforge.stages import Context, StageConfig, TargetInputs
+from editforge.ground.errors import EditError
+from editforge.ground.names import fold
+from editforge.recipe.contract import Context, StageConfig, TargetInputs
+from editforge.recipe.registry import register
 from editforge.target.preserve import preserve_list
 
 

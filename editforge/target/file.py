@@ -7,9 +7,9 @@ from pydantic import Field
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import given_list
 from editforge.artifacts.targets import SCHEMA, Targets
-from editforge.errors import RecipeError
-from editforge.registry import register
-from editforge.stages import Context, StageConfig, TargetInputs
+from editforge.ground.errors import RecipeError
+from editforge.recipe.contract import Context, StageConfig, TargetInputs
+from editforge.recipe.registry import register
 
 
 class FileConfig(StageConfig):

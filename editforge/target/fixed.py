@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from editforge.artifacts.concepts import Concept, fold
+from editforge.artifacts.concepts import Concept
 from editforge.artifacts.targets import Target, Targets
-from editforge.errors import RecipeError, did_you_mean
-from editforge.registry import register
-from editforge.stages import Context, StageConfig, TargetInputs
+from editforge.ground.errors import RecipeError, did_you_mean
+from editforge.ground.names import fold
+from editforge.recipe.contract import Context, StageConfig, TargetInputs
+from editforge.recipe.registry import register
 from editforge.target.preserve import preserve_list
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from editforge.artifacts.concepts import fold
 from editforge.artifacts.targets import Preserved, Target
-from editforge.errors import RecipeError
-from editforge.stages import AUTO, TargetInputs
+from editforge.ground.errors import RecipeError
+from editforge.ground.names import fold
+from editforge.recipe.contract import AUTO, TargetInputs
 
 
 def preserve_list(inputs: TargetInputs, targets: Sequence[Target]) -> tuple[Preserved, ...]:

@@ -33,12 +33,13 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from editforge import emoji
-from editforge.artifacts.concepts import with_article
-from editforge.disk import write_json
-from editforge.evaluate import calibration, generate
+from editforge.evaluate import calibration
 from editforge.evaluate.judges.emoji import EmojiJudge
 from editforge.evaluate.prompts import THRESHOLD_SEEDS, Prompt
 from editforge.evaluate.prompts.emoji import held_out, labels
+from editforge.families import draw as generate
+from editforge.ground.disk import write_json
+from editforge.ground.names import with_article
 
 FLOOR = 0.2
 FALSE_POSITIVES = 0.005

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from editforge import emoji
-from editforge.errors import PackageError
 from editforge.evaluate.calibration import calibration, label_key
-from editforge.evaluate.judges import NONE
+from editforge.evaluate.judges.core import NONE
+from editforge.ground.errors import PackageError
 
 _BATCH = 128
 

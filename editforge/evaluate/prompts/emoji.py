@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from editforge import emoji
-from editforge.artifacts.concepts import fold, with_article
 from editforge.emoji import EmojiConcept
 from editforge.evaluate.calibration import calibration
 from editforge.evaluate.prompts.core import Prompt, Set, Subject
+from editforge.ground.names import fold, with_article
 
 _LIVING_OR_FOOD = ("animals-nature", "food-drink")
 

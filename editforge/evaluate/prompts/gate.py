@@ -7,17 +7,10 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any
 
-from editforge.artifacts.concepts import fold
-from editforge.errors import RecipeError
 from editforge.evaluate.prompts import emoji, general
-from editforge.evaluate.prompts.core import (
-    SCORING_SEEDS,
-    Counts,
-    GatePrompts,
-    Prompt,
-    Set,
-    Subject,
-)
+from editforge.evaluate.prompts.core import SCORING_SEEDS, Counts, GatePrompts, Prompt, Set, Subject
+from editforge.ground.errors import RecipeError
+from editforge.ground.names import fold
 
 _NAME_TEMPLATES = tuple(range(8))
 _ALIAS_TEMPLATES = (0, 1, 3, 6)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from editforge.artifacts.concepts import with_article
 from editforge.evaluate.prompts.core import Prompt, Set, Subject
+from editforge.ground.names import with_article
 
 FAR = (
     "wooden chair",

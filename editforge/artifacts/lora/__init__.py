@@ -1,0 +1,1 @@
+"""LoRA files: a WeightEdit as diffusers and kohya write it, and back."""

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, bytes, tensors, numbers, processes. Knows nothing of concepts."""

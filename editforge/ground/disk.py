@@ -1,0 +1,144 @@
+"""How bytes and text reach the disk, whole or not at all, and how a stranger's text is read.
+
+YAML is data alone: no tags, no aliases (a nest of them fills the memory), no key twice. No torch here:
+`--help` and `list` read YAML.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from editforge.ground.errors import PackageError, RecipeError
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_text(text: str) -> str:
+    """Hex digest of a text as `write_text` puts it on the disk."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """Hex digest of a value's canonical JSON: sorted keys, no white space, no NaN."""
+    return sha256_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
+    """Give `write` a binary file beside `path`, flush it to the disk, then rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write sorted, indented JSON with a final newline; NaN is refused."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        PackageError: the file is missing or is not JSON, or nested over any sane depth.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PackageError(f"no file {path.name}", got=path.parent) from None
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"{path.name} is not valid JSON", got=str(error)) from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Plain data alone: no tags, no anchors (a nest of them fills the memory), no key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not accepted")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for position, key in enumerate(keys):
+            if key in keys[:position]:
+                raise yaml.YAMLError(f"the key {key!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse a user's YAML: plain data only.
+
+    Raises:
+        RecipeError: over 1 MB, malformed, nested over any sane depth, an alias, a tag, a key twice.
+    """
+    if len(text) > 1_000_000:
+        raise RecipeError(f"{source} is too large for YAML", got=f"{len(text)} characters")
+    try:
+        return yaml.load(text, Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        got = " ".join(str(error).split())[:300]
+        raise RecipeError(
+            f"{source} is not readable YAML",
+            got=got,
+            allowed="plain mappings, lists, text and numbers",
+        ) from None
+
+
+def read_yaml(path: Path) -> Any:
+    """Read and parse a user's YAML file; see `parse_yaml`."""
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (FileNotFoundError, IsADirectoryError):
+        raise RecipeError("no such file", got=str(path)) from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path} is not UTF-8 text") from None
+
+
+class _Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: _Plain, text: str) -> yaml.ScalarNode:
+    # PyYAML takes these three for line breaks and folds them into a space; in double quotes it
+    # escapes them
+    odd = any(mark in text for mark in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else None)
+
+
+_Plain.add_representer(str, _text)
+
+
+def dump_yaml(value: object) -> str:
+    """YAML in the order given, unaliased, 100 columns; reads back as it was."""
+    return yaml.dump(
+        value,
+        Dumper=_Plain,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
+    )
