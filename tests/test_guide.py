@@ -163,10 +163,9 @@ def test_a_guard_is_read_back_as_what_it_is(run):
 
 def test_run_and_package_of_a_guard_get_the_same_verdict(run):
     rates = [(row.name, row.set, row.base, row.edited) for row in run.report.names]
-    for place in (run.folder, run.folder / "package" / "hush"):
-        report = evaluate_saved(str(place))
-        assert report.verdict.status == run.report.verdict.status
-        assert [(row.name, row.set, row.base, row.edited) for row in report.names] == rates
+    report = evaluate_saved(str(run.folder / "package" / "hush"))
+    assert report.verdict.status == run.report.verdict.status
+    assert [(row.name, row.set, row.base, row.edited) for row in report.names] == rates
 
 
 def test_a_finished_guard_is_not_made_again_and_a_changed_one_is(run):
@@ -179,7 +178,6 @@ def test_a_finished_guard_is_not_made_again_and_a_changed_one_is(run):
     other = resolve(HUSH, {"guide": {"becomes": "guitar"}, "evaluate": None})
     execute(other, run.folder, command=command, say=said.append, replace=True)
     assert "guide: redone, something it depends on changed" in said
-    execute(resolve(HUSH), run.folder, command=command, replace=True)
 
 
 def test_a_guard_in_memory_leaves_the_pipeline_bit_for_bit():
