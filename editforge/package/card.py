@@ -150,7 +150,7 @@ def model_index(facts: Mapping[str, Any], results: Mapping[str, Any]) -> list[di
         edited, base = metric.get("edited", metric), metric.get("base")
         if edited.get("value") is None:
             continue
-        args: dict[str, Any] = {"low": _low(edited), "high": _high(edited), "n": edited["n"]}
+        args: dict[str, Any] = {"low": edited["lo"], "high": edited["hi"], "n": edited["n"]}
         if base is not None and base.get("value") is not None:
             args["unedited"] = base["value"]
         dataset = {
@@ -222,17 +222,9 @@ def estimate(metric: Mapping[str, Any]) -> str:
     """`3 % [0 %, 11 %], n = 32 images`, or why there is no number."""
     if metric.get("value") is None:
         return f"undefined: {plain(metric.get('reason') or 'no reason given')}"
-    numbers = [f"{number:.3g}" for number in (metric["value"], _low(metric), _high(metric))]
+    numbers = [f"{number:.3g}" for number in (metric["value"], metric["lo"], metric["hi"])]
     unit = metric.get("unit", "")
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}], n = {metric['n']} {plain(unit)}".rstrip()
-
-
-def _low(metric: Mapping[str, Any]) -> float | None:
-    return metric["lo"] if "lo" in metric else metric["low"]
-
-
-def _high(metric: Mapping[str, Any]) -> float | None:
-    return metric["hi"] if "hi" in metric else metric["high"]
 
 
 def plain(text: object) -> str:
