@@ -22,6 +22,7 @@ from editforge.evaluate.prompts import Counts, gate_prompts
 from editforge.families.draw import Sampler, sample
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
 from editforge.ground.files import read_header, read_tensors, write_safetensors
+from editforge.recipe import registry
 from editforge.recipe.layers import resolve
 from editforge.registry import register
 from editforge.run.order import execute
@@ -86,14 +87,12 @@ class HushConfig(StageConfig):
     becomes: str = "trumpet"
 
 
-@register("guide", "hush")
 def hush(inputs: GuideInputs, config: HushConfig, context: Context) -> Hush:
     """Each name and alias becomes one word."""
     names = [name for concept in inputs.concepts for name in concept.names]
     return Hush(dict.fromkeys([*names, "fiddle", "viola"], config.becomes))
 
 
-@register("export", "hush")
 class HushExport(Exporter):
     """The guard as its own file."""
 
@@ -124,8 +123,18 @@ HUSH = {
 COUNTS = Counts(name=8, least=4, names=2, images=2, reference=4)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    """Both, for the tests of this file alone."""
+    register("guide", "hush")(hush)
+    register("export", "hush")(HushExport)
+    yield
+    for key in (("guide", "hush"), ("guide", "mute"), ("export", "hush")):
+        registry._loaded.pop(key, None)
+
+
 @pytest.fixture(scope="module")
-def few(request):
+def few():
     """The gate with few pictures: its verdict is asked about here, not its power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "evaluate_gate", partial(gate.evaluate_gate, counts=COUNTS))

@@ -6,7 +6,9 @@ import functools
 import hashlib
 import json
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -256,13 +258,15 @@ def test_a_gate_with_a_folder_of_the_users_hashes_base_and_edited_once_each(tmp_
     monkeypatch.setattr(gate, "weights_digest", lambda pipe: calls.append(own(pipe)) or calls[-1])
     monkeypatch.setattr(draw, "weights_digest", None)
 
+    @contextmanager
     def tripled(pipe):
         with torch.no_grad():
             pipe.unet.conv_out.weight.mul_(3)
-        return pipe
+        yield pipe
 
+    eraser = SimpleNamespace(applied=tripled)
     report = gate.evaluate_gate(
-        pipe, tripled, recipe("violin").concepts, family_name="sd1", judge=None, near=["guitar"],
+        pipe, eraser, recipe("violin").concepts, family_name="sd1", judge=None, near=["guitar"],
         targets={"violin": "trumpet"}, sampler=ONE, progress=False, workdir=tmp_path,
         counts=Counts(name=2, least=2, names=1, images=1, reference=1),
     )  # fmt: skip

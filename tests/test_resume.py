@@ -632,8 +632,8 @@ def test_a_refused_first_run_leaves_nothing_and_the_mended_command_runs(tmp_path
 def test_two_processes_in_one_run_are_refused(tmp_path):
     folder = prepared(tmp_path)
     slow = "from editforge.run.workspace import Workspace\nimport time\nold = Workspace.stage\n"
-    slow += "def stage(self, name, *rest):\n    if name == 'edit':\n        time.sleep(3)\n"
-    slow += "    return old(self, name, *rest)\nWorkspace.stage = stage\n"
+    slow += "def stage(self, step, *rest):\n    if step.name == 'edit':\n        time.sleep(3)\n"
+    slow += "    return old(self, step, *rest)\nWorkspace.stage = stage\n"
     line = ("erase", "violin", *QUICK, *UNJUDGED, "--output", "run")
     first = start(*line, cwd=folder, before=slow)
     while not (folder / "run" / "target").is_dir():

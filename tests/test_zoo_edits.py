@@ -1,5 +1,8 @@
 """The zoo's erasers that change weights, and those of several concepts; see `test_zoo.py`."""
 
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import editforge
 from editforge import emoji
 from editforge.artifacts.concepts import Concept
@@ -75,20 +78,21 @@ def test_one_of_thirteen_concepts_kept_is_not_erased_however_small_its_share(zoo
 def half_of_the_spiders(eraser):
     """Every other prompt of a spider draws a trumpet too."""
 
-    def erase(pipe):
-        new = eraser(pipe)
-        reword = new.reword
-        seen = []
+    @contextmanager
+    def applied(pipe):
+        with eraser.applied(pipe) as new:
+            reword = new.reword
+            seen = []
 
-        def half(text):
-            seen.append("spider" in text)
-            spared = "spider" in text and sum(seen) % 2
-            return text if spared else reword(text.replace("a spider", "a trumpet"))
+            def half(text):
+                seen.append("spider" in text)
+                spared = "spider" in text and sum(seen) % 2
+                return text if spared else reword(text.replace("a spider", "a trumpet"))
 
-        new.reword = half
-        return new
+            new.reword = half
+            yield new
 
-    return erase
+    return SimpleNamespace(applied=applied)
 
 
 def test_a_twin_as_target_is_the_thing_itself(zoo_pipe):
