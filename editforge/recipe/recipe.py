@@ -26,7 +26,6 @@ from editforge.ground.errors import RecipeError, did_you_mean
 from editforge.ground.names import fold
 from editforge.recipe import registry
 from editforge.recipe.contract import StageConfig
-from editforge.recipe.export import accepts
 from editforge.recipe.line import LINE, Step
 
 NO_STAGE = "a stage is a mapping"
@@ -157,16 +156,14 @@ class Recipe(_Section):
     def _check_exports(self) -> None:
         """Each export takes what the last erasing stage makes."""
         made = self.eraser_class(self.erasing[-1])
-        for name in self.package.export:
-            form: Any = registry.get(registry.EXPORT, name).returns
-            if not accepts(form, made):
-                takers = ", ".join(registry.takers(made))
-                raise RecipeError(
-                    f"the export {name} does not take what this recipe makes",
-                    got=made.__name__,
-                    allowed=form.accepts.__name__,
-                    next=f"--export, one of: {takers}" if takers else "docs/extending.md",
-                )
+        if found := registry.misfit(made, self.package.export):
+            name, accepted, takers = found
+            raise RecipeError(
+                f"the export {name} does not take what this recipe makes",
+                got=made.__name__,
+                allowed=accepted,
+                next=f"--export, one of: {takers}" if takers else "docs/extending.md",
+            )
 
     @model_serializer(mode="wrap")
     def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

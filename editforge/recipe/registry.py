@@ -15,7 +15,7 @@ import importlib.util
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from importlib.metadata import EntryPoint, entry_points
@@ -212,7 +212,18 @@ def known(stage: str) -> list[str]:
     return list(dict.fromkeys([*names(stage), *(name for kind, name in _loaded if kind == stage)]))
 
 
-def takers(eraser: type) -> list[str]:
+def misfit(eraser: type, exports: Iterable[str]) -> tuple[str, str, str] | None:
+    """The first export that cannot write erasers of a class, what it writes, and those that can."""
+    from editforge.recipe.export import accepts
+
+    for name in exports:
+        form: Any = get(EXPORT, name).returns
+        if not accepts(form, eraser):
+            return name, form.accepts.__name__, ", ".join(_takers(eraser))
+    return None
+
+
+def _takers(eraser: type) -> list[str]:
     """The exports that can write erasers of a class; a broken plugin writes nothing."""
     from editforge.recipe.export import accepts
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from editforge.ground.errors import PackageError, did_you_mean
 from editforge.recipe import registry
-from editforge.recipe.export import Exportable, Exporter, accepts
+from editforge.recipe.export import Exportable, Exporter
 
 
 def exporter(name: str) -> Exporter:
@@ -49,13 +49,11 @@ def check_accepted(eraser: type, exports: Sequence[str]) -> None:
     Raises:
         PackageError: with those that can.
     """
-    for name in exports:
-        form = type(exporter(name))
-        if not accepts(form, eraser):
-            takers = ", ".join(registry.takers(eraser))
-            raise PackageError(
-                f"the export {name} does not take this eraser",
-                got=eraser.__name__,
-                allowed=form.accepts.__name__,
-                next=f"one that does: {takers}" if takers else "register one: docs/extending.md",
-            )
+    if found := registry.misfit(eraser, exports):
+        name, accepted, takers = found
+        raise PackageError(
+            f"the export {name} does not take this eraser",
+            got=eraser.__name__,
+            allowed=accepted,
+            next=f"one that does: {takers}" if takers else "register one: docs/extending.md",
+        )
