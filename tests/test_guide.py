@@ -25,6 +25,7 @@ from editforge.ground.files import read_header, read_tensors, write_safetensors
 from editforge.recipe import registry
 from editforge.recipe.layers import resolve
 from editforge.registry import register
+from editforge.run.found import find
 from editforge.run.order import execute
 from editforge.run.plan import plan
 from editforge.run.saved import evaluate_saved
@@ -168,6 +169,8 @@ def test_a_guard_is_read_back_as_what_it_is(run):
     assert isinstance(run.eraser, Eraser)
     for place in (run.folder, run.folder / "package", run.folder / "guide" / "hush.safetensors"):
         assert editforge.load_edit(place) == run.eraser
+    for place in (run.folder / "guide", run.folder / "guide" / "hush.safetensors"):
+        assert find(place, "hush").edit == run.eraser
 
 
 def test_run_and_package_of_a_guard_get_the_same_verdict(run):

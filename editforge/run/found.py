@@ -14,7 +14,6 @@ from pathlib import Path
 
 from editforge.artifacts.eraser import Acting, Eraser
 from editforge.artifacts.lora.read import read_lora
-from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.config import ModelConfig
 from editforge.families.model import Model
 from editforge.ground.errors import PackageError, RecipeError
@@ -23,7 +22,7 @@ from editforge.package.exports import exporter
 from editforge.package.facts import Claims, base_config, read_claims, read_facts, repository
 from editforge.package.shipped import Shipped
 from editforge.recipe.layers import resolve
-from editforge.run.load import kind_of, load_edit
+from editforge.run.load import kind_of, kinds, load_edit
 
 
 @dataclass(frozen=True)
@@ -118,27 +117,28 @@ def find(place: Path, typed: str, concepts: tuple[str, ...] = (), kind: str = "o
 
 
 def _is_edit(place: Path) -> bool:
-    file = place / WeightEdit.file if place.is_dir() else place
-    return file.is_file() and file.suffix == ".safetensors" and kind_of(file) is not None
+    files = (place / kind.file for kind in kinds()) if place.is_dir() else (place,)
+    return any(
+        file.is_file() and file.suffix == ".safetensors" and kind_of(file) is not None
+        for file in files
+    )
 
 
 def _repository(folder: Path, place: Path) -> Found:
     facts = read_facts(folder)
     weights = folder / facts.artifact.weights[0]
+    file = place if place.is_file() else weights
     whole = exporter(facts.export).is_folder
-    artifact = folder if whole else weights
-    if place.is_file():
-        if whole and place != weights:
-            raise PackageError(
-                "a folder is loaded whole, by its unsuffixed file",
-                got=place.name,
-                next=f"editforge evaluate {shlex.quote(str(folder))}",
-            )
-        artifact = folder if whole else place
+    if whole and file != weights:
+        raise PackageError(
+            "a folder is loaded whole, by its unsuffixed file",
+            got=file.name,
+            next=f"editforge evaluate {shlex.quote(str(folder))}",
+        )
     claims = facts.claims.model_copy(update={"base_sha256": facts.base.sha256})
     return Found(
         facts.export,
-        artifact,
+        folder if whole else file,
         claims,
         base=base_config(facts.base.label, facts.base.revision),
         loading=facts.loading,

@@ -81,9 +81,11 @@ class Job:
         """What the gate said, if the recipe asks it."""
         return self.made.get("evaluate")
 
-    @property
+    @cached_property
     def lists(self) -> dict[str, str]:
         """File to text of the edited lists, which travel with a package."""
+        if not self.hand:
+            return {}
         public = Neighbors.model_validate(portable(self.neighbors))
         texts = {"mine": public.to_yaml, "target": self.targets.to_yaml if self.targets else str}
         return {LISTS[stage]: texts[stage]() for stage in carried(self.hand)}

@@ -53,9 +53,7 @@ def kind_of(file: Path) -> type[Eraser] | None:
         PackageError: no safetensors file.
     """
     metadata, _ = read_header(file)
-    if WeightEdit.header in metadata:
-        return WeightEdit
-    return next((kind for kind in _guides() if kind.header in metadata), None)
+    return next((kind for kind in kinds() if kind.header in metadata), None)
 
 
 def _of_run(folder: Path) -> Eraser:
@@ -87,6 +85,12 @@ def _inside(folder: Path) -> Iterator[Path]:
         file = found / read_facts(found).artifact.weights[0]
         if kind_of(file) is not None:
             yield file
+
+
+def kinds() -> Iterator[type[Eraser]]:
+    """Every class of eraser, our own first; those of guides are imported when they are asked for."""
+    yield WeightEdit
+    yield from _guides()
 
 
 def _guides() -> Iterator[Any]:
