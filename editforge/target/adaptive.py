@@ -1,4 +1,4 @@
-"""The nearest target that is no synonym: least predicted damage to the words around the concept.
+"""The nearest target that is no synonym; of several, the one with the least predicted damage around it.
 
 A word u is moved by W_l (t - c)(A u): by how far the target is, times how much of the concept's
 movement the word shares (its *leak*). So unrelated targets do harm, a synonym erases nothing, and the
