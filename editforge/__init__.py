@@ -1,6 +1,6 @@
 """EditForge: erase a concept from a text-to-image diffusion model, prove it, ship it.
 
-    edit = editforge.erase(pipe, ["violin"])      # a WeightEdit; pipe is untouched
+    edit = editforge.erase(pipe, ["violin"])      # WeightEdit('violin' -> ...); pipe is untouched
     edit.apply(pipe); edit.remove(pipe)           # exact undo
     edit.save_lora("out/")                        # pipe.load_lora_weights("out/")
 

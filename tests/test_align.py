@@ -23,6 +23,7 @@ from editforge.artifacts.neighbors import MinedShell, Neighborhood, Neighbors
 from editforge.artifacts.targets import Preserved, Target, Targets
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.ground.errors import EditError, RecipeError
+from editforge.ground.keyed import keyed
 from editforge.recipe import registry
 from editforge.recipe.contract import AlignInputs, Context
 from tests.models import TINY, family_file, opened
@@ -394,26 +395,53 @@ def test_names_templates_and_points_beyond_are_all_there():
     assert prompts.preserved == ["guitar", "piano"]
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2"])
-def test_runs_are_those_of_the_pipeline(kind):
-    """The latent before the last step is what the stock pipeline has there, for both predictions."""
+@pytest.mark.parametrize(
+    ("kind", "zeros"), [("sd1", None), ("sd2", None), ("sdxl", True), ("sdxl", False)]
+)
+def test_runs_are_those_of_the_pipeline(kind, zeros):
+    """The latent before the last step is what the stock pipeline has there, without negative prompt."""
     denoiser, adapter, prompts, _ = prepared(kind)
     adapter.remove()
+    pipe, noise = denoiser.pipe, torch.randn(denoiser.shape, generator=keyed(0, "noise"))
+    if zeros is not None:
+        pipe.register_to_config(force_zeros_for_empty_prompt=zeros)
     sampler = Sampler(denoiser, steps=4, guidance=3.0, window=(0, 1), seed=0)
-    noise = sampler.noise("x", 0)
     found = sampler.runs([noise], [prompts.erased[0].erased], [[0, 3]])[0]
     assert torch.equal(found[0], noise)
-    pipe, seen = denoiser.pipe, []
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    pipe(
-        prompts.erased[0].text,
-        latents=noise[None],
-        num_inference_steps=4,
-        guidance_scale=3.0,
-        output_type="latent",
-        callback_on_step_end=lambda _, step, time, kept: seen.append(kept["latents"]) or kept,
+
+    def stock(**options):
+        seen = []
+        pipe(
+            prompts.erased[0].text,
+            latents=noise[None],
+            num_inference_steps=4,
+            guidance_scale=3.0,
+            output_type="latent",
+            callback_on_step_end=lambda _, step, time, kept: seen.append(kept["latents"]) or kept,
+            **options,
+        )
+        return seen[2][0]
+
+    assert torch.allclose(found[1], stock(), atol=1e-4)
+    # what a negative prompt changes is zero but where the pipeline puts zeros in its place
+    assert torch.allclose(found[1], stock(negative_prompt=""), atol=1e-4) is not bool(zeros)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_without_a_prompt_guidance_leads_away_from_what_it_does_in_the_pipeline(kind):
+    denoiser, adapter, prompts, _ = prepared(kind)
+    adapter.remove()
+    output = denoiser.pipe.encode_prompt(
+        prompt="a violin", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
     )
-    assert torch.allclose(found[1], seen[2][0], atol=1e-4)
+    assert torch.equal(prompts.empty.states, output[1][0])
+    if kind == "sdxl":
+        assert torch.equal(prompts.empty.pooled, output[3][0])
+        assert not prompts.empty.states.any()
+        assert prompts.erased[0].erased.states.any()
+    else:
+        assert torch.equal(prompts.empty.states, denoiser.encode([""])[0].states)
 
 
 def test_a_window_that_holds_no_time_is_refused():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 import editforge
 from editforge import emoji
+from editforge.artifacts.weight_edit import WeightEdit
 from editforge.ground.errors import EditError, FamilyError, PackageError, RecipeError
 from tests.models import family_file, opened, recipe, solved, tiny_folder
 from tests.tiny import one_thread, random_edit, tiny_model, tiny_pipeline
@@ -112,6 +115,65 @@ def test_two_names_are_erased_jointly(pipe):
     )
     assert joint.provenance["combined"] == "joint"
     assert joint.exact_rank == 6
+
+
+# --- what it says ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_logging_set_up(level=logging.NOTSET):
+    """As in a program that never heard of logging; pytest has handlers of its own."""
+    logger, root = logging.getLogger("editforge"), logging.root
+    kept, before = root.handlers, logger.level
+    root.handlers = []
+    logger.setLevel(level or before)
+    try:
+        yield
+    finally:
+        root.handlers = kept
+        logger.setLevel(before)
+
+
+WARNS = ["edit.limits.change=[1.0e-6, 99]"]
+
+
+def test_the_chosen_target_and_every_warning_are_seen_by_default(tiny, capsys):
+    with no_logging_set_up():
+        erase_tiny(tiny, options=WARNS)
+    told = capsys.readouterr().err.splitlines()
+    assert "'violin' becomes 'trumpet': yours" in told
+    assert "preserved: trumpet, guitar" in told
+    assert [line for line in told if line.startswith("warning: change")]
+    assert not [line for line in told if "targets.yaml" in line]  # there is no folder
+
+
+@pytest.mark.parametrize(("level", "kept"), [("WARNING", ["warning: change"]), ("ERROR", [])])
+def test_how_much_is_said_is_the_loggers_level(level, kept, tiny, capsys):
+    with no_logging_set_up(level):
+        erase_tiny(tiny, options=WARNS)
+    told = capsys.readouterr().err.splitlines()
+    assert [line[:15] for line in told if line.startswith("warning: change")] == kept
+    assert not [line for line in told if not line.startswith(("warning:", "note:"))]
+    assert bool(told) is bool(kept)
+
+
+def test_a_program_with_logging_of_its_own_gets_records_and_stderr_is_its_own(tiny, caplog, capsys):
+    erase_tiny(tiny, options=WARNS)
+    levels = {record.message.partition(":")[0]: record.levelname for record in caplog.records}
+    assert levels["'violin' becomes 'trumpet'"] == levels["preserved"] == "INFO"
+    assert levels["warning"] == "WARNING"
+    assert {record.name for record in caplog.records} == {"editforge"}
+    assert not capsys.readouterr().err
+
+
+def test_an_edit_shows_its_target_and_no_tensor(edit):
+    target = edit.provenance["erased"][0]["target"]
+    assert repr(edit.scaled(0.5)) == (
+        f"WeightEdit('violin' -> {target!r}, rank 3, {len(edit.factors)} weights, strength 0.5)"
+    )
+    many = WeightEdit({}, provenance={"erased": [{"name": n, "target": ""} for n in "abcde"]})
+    assert "'c' -> '', and 2 more, rank 0" in repr(many)
+    assert repr(WeightEdit({}, provenance={"erased": 3})).startswith("WeightEdit(rank 0")
 
 
 # --- options --------------------------------------------------------------------------------------

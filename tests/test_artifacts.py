@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import struct
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -206,6 +210,48 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         write_atomic(path, broken)
     assert path.read_bytes() == b"old"
     assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+TWO_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from editforge.ground.disk import write_atomic
+me, other, path = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+def halves(file):
+    file.write(me.encode() * 100_000)
+    file.flush()
+    (path.parent / f"half-{me}").touch()
+    deadline = time.monotonic() + 30
+    while not (path.parent / f"half-{other}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    file.write(me.encode() * 100_000)
+write_atomic(path, halves)
+"""
+
+
+def test_two_processes_write_one_file_at_once_and_it_is_one_of_the_two(tmp_path):
+    path = tmp_path / "file"
+    running = [
+        subprocess.Popen([sys.executable, "-c", TWO_AT_ONCE, me, other, str(path)])
+        for me, other in ("ab", "ba")
+    ]
+    assert [process.wait(60) for process in running] == [0, 0]
+    assert path.read_bytes() in (b"a" * 200_000, b"b" * 200_000)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_a_killed_write_left_is_removed_once_it_is_old(tmp_path):
+    names = [".file.0123456789abcdef.partial", ".other.0123456789abcdef.partial"]
+    names += [".file.partial", ".theirs.partial", "file.0123456789abcdef.partial"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"half")
+    write_atomic(tmp_path / "file", lambda file: file.write(b"whole"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names, "file"])  # may be at work
+    for name in names:
+        os.utime(tmp_path / name, (time.time() - 4000,) * 2)
+    write_atomic(tmp_path / "another", lambda file: file.write(b"whole"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*names[2:], "another", "file"])
 
 
 def test_json_is_written_sorted_and_refuses_nan(tmp_path):

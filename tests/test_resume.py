@@ -40,8 +40,8 @@ PLAIN, JUDGED = (*OPTIONS, *UNJUDGED), (*OPTIONS, "--judge", "none")
 STAGES = ("mine", "target", "edit", "evaluate", "package")
 
 # `die(step)` is asked before each step on the disk below the working folder.
-WATCH = """
-import os, signal, sys
+WATCH = r"""
+import os, re, signal, sys
 from pathlib import Path
 root = os.getcwd() + "/"
 def steps(event, args):
@@ -58,6 +58,7 @@ def steps(event, args):
     names = [os.path.abspath(name) for name in names]
     if names and all(name.startswith(root) for name in names):
         short = " ".join(name[len(root):] for name in names)
+        short = re.sub(r"\.[0-9a-f]{16}\.partial", ".partial", short)  # each write has its own
         if die(f"{event} {short}"):
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(steps)

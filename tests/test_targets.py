@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
-from editforge.artifacts.targets import Preserved, Target, Targets
+from editforge.artifacts.targets import Candidate, Preserved, Target, Targets
 from editforge.families.metric import text_metric
 from editforge.families.model import Model, Origin
 from editforge.families.vocabulary import load_vocabulary
@@ -244,6 +244,51 @@ def test_the_damage_decides_among_the_nearest_alone(count):
     assert targets.of("violin").target == rows[0].word
     assert rows[0] == min(nearest, key=lambda row: row.score)
     assert [row.score for row in rows[1:]] == sorted(row.score for row in rows[1:])
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_damage_is_computed_where_it_decides_or_is_listed_and_nowhere_else(count, monkeypatch):
+    """The same choice and the same numbers as with the damage of every candidate at hand."""
+    computed = []
+
+    def counted(**row):
+        computed.append(row["word"])
+        return Candidate(**row)
+
+    monkeypatch.setattr("editforge.target.adaptive.Candidate", counted)
+    some, every = (
+        aimed(opened("emoji"), recipe("violin", {"target": {"use": "adaptive", **more}}))[1]
+        for more in (
+            {"num_listed": 3, "num_nearest": count},
+            {"num_listed": 100, "num_nearest": count},
+        )
+    )
+    few, rows = some.of("violin").candidates, every.of("violin").candidates
+    assert some.of("violin").target == every.of("violin").target
+    assert some.of("violin").reason == every.of("violin").reason
+    assert set(few) < set(rows)
+    assert len(few) == 3 < len(rows)
+    nearest = sorted(rows, key=lambda row: -row.similarity)[: max(3, count)]
+    assert {row.word for row in few} <= {row.word for row in nearest}
+    assert len(computed) == len(nearest) + len(rows)
+
+
+def test_of_candidates_that_are_equally_near_the_damage_decides():
+    model, made = opened("emoji"), recipe("violin")
+    neighbors = mine(made, Context(model))
+    rows = neighbors.of("violin").words
+    twins = [row.model_copy(update={"similarity": 0.5} if row.candidate else {}) for row in rows]
+    neighbors = Neighbors(
+        source=neighbors.source,
+        concepts=(neighbors.of("violin").model_copy(update={"words": tuple(twins)}),),
+    )
+    inputs = TargetInputs(made.concepts, neighbors)
+    few, every = (
+        adaptive(inputs, AdaptiveConfig(num_listed=listed), Context(model)).of("violin")
+        for listed in (2, 100)
+    )
+    assert few.target == every.target == min(every.candidates, key=lambda row: row.score).word
+    assert few.candidates == every.candidates[:2]
 
 
 def test_the_concepts_own_leak_is_the_erase_fraction():

@@ -11,9 +11,11 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model
+from diffusers.hooks import apply_group_offloading
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import editforge
 from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.live import LiveModel
@@ -341,6 +343,64 @@ def test_erase_reads_no_weights_that_are_not_what_counts(pipe, put, what, next_s
     put(pipe)
     with pytest.raises(EditError, match=what):
         LiveModel(pipe, family_file("sd1"))
+
+
+def all_but_the_denoiser_on_meta(pipe):
+    pipe._exclude_from_cpu_offload = ["unet"]
+    pipe.enable_sequential_cpu_offload(device="cpu")
+
+
+def text_encoder_on_meta(pipe):
+    cpu_offload(pipe.text_encoder, execution_device=torch.device("cpu"))
+
+
+def text_encoder_on_the_disk(pipe):
+    disk_offload(pipe.text_encoder, tempfile.mkdtemp(), execution_device=torch.device("cpu"))
+
+
+def text_encoder_in_groups(pipe, **options):
+    cpu = torch.device("cpu")
+    options = {"onload_device": cpu, "offload_device": cpu, "offload_type": "leaf_level", **options}
+    apply_group_offloading(pipe.text_encoder, **options)
+
+
+def text_encoder_in_groups_on_the_disk(pipe):
+    text_encoder_in_groups(pipe, offload_to_disk_path=tempfile.mkdtemp())
+
+
+def typed(pipe):
+    options = {"target": "trumpet", "preserve": ["guitar"], "progress": False}
+    return editforge.erase(pipe, "violin", family=family_file("sd1"), **options)
+
+
+@pytest.mark.parametrize(
+    ("put", "next_step"),
+    [
+        (all_but_the_denoiser_on_meta, "pipe.remove_all_hooks()"),
+        (text_encoder_on_meta, "pipe.remove_all_hooks()"),
+        (text_encoder_on_the_disk, "pipe.remove_all_hooks()"),
+        (text_encoder_in_groups_on_the_disk, "before enable_group_offload()"),
+    ],
+)
+def test_a_text_encoder_whose_weights_are_elsewhere_is_refused_with_the_way_out(
+    pipe, put, next_step
+):
+    wanted = typed(pipe)
+    put(pipe)
+    with pytest.raises(EditError, match="offloaded") as caught:
+        typed(pipe)
+    assert "text_encoder" in caught.value.got
+    assert next_step in caught.value.next
+    if "remove_all_hooks" in next_step:
+        pipe.remove_all_hooks()
+        assert typed(pipe).difference(wanted) < 1e-6
+
+
+@pytest.mark.parametrize("put", [text_encoder_in_groups, lambda pipe: model_offload(pipe)])
+def test_a_text_encoder_that_waits_in_memory_is_read(pipe, put):
+    wanted = typed(pipe)
+    put(pipe)
+    assert typed(pipe).difference(wanted) < 1e-6
 
 
 @elsewhere

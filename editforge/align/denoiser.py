@@ -131,3 +131,19 @@ class Denoiser:
             else:
                 found += [Encoded(row) for row in states]
         return found
+
+    @torch.no_grad()
+    def unconditional(self) -> Encoded:
+        """What the pipeline guides away from where its user gives no negative prompt, on the CPU.
+
+        The pipeline's own rule: the empty text for most, zeros for SDXL as it is published
+        (`force_zeros_for_empty_prompt`), which is another point than the empty text is.
+        """
+        output = self.pipe.encode_prompt(
+            prompt=[""],
+            device=self.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )
+        states = output[1][0].float().cpu()
+        return Encoded(states, output[3][0].float().cpu() if self._pooled else None)

@@ -19,7 +19,8 @@ Row = tuple[str, str]
 Predictions = Mapping[Row, Tensor]  # (n, c, h, w) each, float32
 Parts = dict[str, Tensor]  # scalars; `loss` is what is minimized
 
-# Conditions: the erased prompt, the same displaced to a neighbor, its target, no text; what is kept.
+# Conditions: the erased prompt, the same displaced to a neighbor, its target, what guidance leads away
+# from where there is no negative prompt; what is kept.
 ERASED, NEIGHBOR, TARGET, EMPTY, KEPT = "erased", "neighbor", "target", "empty", "kept"
 # Branches: latents of the erased prompt, and of a kept one.
 ERASE, KEEP = "erase", "keep"

@@ -67,7 +67,7 @@ class Sampler:
         self.allowed = [at for at in range(steps) if window[0] <= (at + 0.5) / steps <= window[1]]
         if not self.allowed:
             raise RecipeError("align.time_range holds no time of the sampler", got=str(window))
-        self._empty = denoiser.encode([""])[0]
+        self._empty = denoiser.unconditional()
 
     def noise(self, *key: object) -> Tensor:
         """Start noise (c, h, w) of one run."""

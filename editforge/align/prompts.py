@@ -79,7 +79,7 @@ class Prompts:
         self._held = (
             encoder.encode_words(words).double().T if words else torch.zeros(width, 0).double()
         )
-        self.empty = denoiser.encode([""])[0]
+        self.empty = denoiser.unconditional()
         self.erased = [
             prompt
             for concept in inputs.concepts

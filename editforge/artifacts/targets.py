@@ -15,7 +15,7 @@ from editforge.ground.names import fold
 SCHEMA = "editforge.targets/1"
 _HEADER = """\
 # What each erased concept becomes (`target`, "" is nothing at all), and what must not move (`preserve`).
-# Edit and run again: what follows is redone. `candidates` says why: the smallest score was taken.
+# Edit and run again: what follows is redone. `candidates`: the one that was taken, then the nearest.
 # score = displacement^2 * mean over nearby words of their predicted movement^2; leak: how much of the
 # erased concept's movement the word would share.
 """

@@ -34,7 +34,7 @@ from editforge.ground.linalg import product_norm
 SCHEMA = "editforge.weight_edit/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightEdit:
     """A change of weights that can be applied, removed, scaled, added, compared, saved and loaded.
 
@@ -85,6 +85,15 @@ class WeightEdit:
             "rank": self.rank,
             "modules": len(self.factors) + len(self.dense),
         }
+
+    def __repr__(self) -> str:
+        """In one line: what becomes what, the rank, how many weights change, how strongly."""
+        rows = self.provenance.get("erased")
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        told = [f"{row.get('name')!r} -> {row.get('target')!r}" for row in rows[:3]]
+        told += [f"and {len(rows) - 3} more"] if len(rows) > 3 else []
+        told += [f"rank {self.rank}", f"{len(self.factors) + len(self.dense)} weights"]
+        return f"WeightEdit({', '.join(told)}, strength {self.strength:g})"
 
     def __add__(self, other: WeightEdit) -> WeightEdit:
         """The sum of both changes. Commutative; not the joint solution (methods.md 1.6)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from editforge.families.editable import check_acts, uncompiled
+from editforge.families.editable import check_acts, check_here, uncompiled
 from editforge.families.encode import TextEncoder
 from editforge.families.model import detect
 from editforge.families.schema import load_family
@@ -41,6 +41,8 @@ class LiveModel:
         for path in [path for paths in found.values() for path in paths]:
             check_acts(unet, f"{path}.weight", self._weights[f"{path}.weight"])
         self.modules = {g: [f"{self.family.denoiser}.{p}" for p in ps] for g, ps in found.items()}
+        for part in self.family.text:
+            check_here(part.encoder, getattr(pipe, part.encoder))
         self.encoder = TextEncoder(pipe, self.family)
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))
         self.label, self.device = "a pipeline in memory", str(pipe.device)

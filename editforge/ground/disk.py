@@ -6,9 +6,12 @@ YAML is data alone: no tags, no aliases (a nest of them fills the memory), no ke
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,9 @@ from typing import Any
 import yaml
 
 from editforge.ground.errors import PackageError, RecipeError
+
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{16}\.partial")
+_LEFT_FOR = 3600  # seconds without a byte after which a write is taken for killed
 
 
 def sha256_file(path: Path) -> str:
@@ -35,17 +41,33 @@ def sha256_json(value: object) -> str:
 
 
 def write_atomic(path: Path, write: Callable[[Any], None]) -> None:
-    """Give `write` a binary file beside `path`, flush it to the disk, then rename it to `path`."""
+    """Give `write` a binary file beside `path`, flush it to the disk, then rename it to `path`.
+
+    Guarantee: `path` is at any instant whole, and what one writer wrote: each call has a file of its
+    own, so writers of one path do not meet, and the last to end wins. What a killed writer left is no
+    file that anyone reads; an hour after its last byte the next write into the folder removes it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
+            # by the disk's own clock, which may be another machine's
+            old = os.fstat(file.fileno()).st_mtime - _LEFT_FOR
             write(file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    for left in leftovers(path.parent):
+        with contextlib.suppress(OSError):  # another writer was faster
+            if left.stat().st_mtime < old:
+                left.unlink()
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Files of writes into `folder` that go on now, or were killed; who alone writes may remove them."""
+    return sorted(path for path in folder.glob(".*.partial") if _PARTIAL.fullmatch(path.name))
 
 
 def write_text(path: Path, text: str) -> None:

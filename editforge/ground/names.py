@@ -1,6 +1,10 @@
-"""English names as text: two spellings of one, the singular, an article, a place in a template."""
+"""English names as text: two spellings of one, the other number, an article, a place in a template."""
 
 from __future__ import annotations
+
+from editforge.ground.plurals import number_key, plural, singular
+
+_LINKS = ("of", "in", "on", "with", "at", "for")
 
 
 def fold(text: str) -> str:
@@ -10,17 +14,22 @@ def fold(text: str) -> str:
 
 
 def name_key(name: str) -> str:
-    """One text for a name in all its spellings: folded, each word in the singular."""
-    return " ".join(singular(part) for part in fold(name).split())
+    """One text for a name in all its spellings: folded, and of one number."""
+    return " ".join(number_key(part) for part in fold(name).split())
 
 
-def singular(word: str) -> str:
-    """An English word without the ending of its plural, as far as spelling tells."""
-    for ending, replacement in (("ies", "y"), ("ses", "s"), ("xes", "x"), ("ches", "ch")):
-        if word.endswith(ending) and len(word) > len(ending) + 1:
-            return word.removesuffix(ending) + replacement
-    plural = word.endswith("s") and not word.endswith(("ss", "us")) and len(word) > 3
-    return word[:-1] if plural else word
+def other_number(name: str) -> str:
+    """A singular name in the plural and a plural name in the singular, each as English spells it.
+
+    What changes is the noun before the first `of`, `in`, `on`, `with`, `at` or `for`, or the last word:
+    `ears of corn`.
+    """
+    words = name.split()
+    head = next((at for at, word in enumerate(words) if word in _LINKS and at), len(words)) - 1
+    noun = words[head]
+    one = singular(noun)
+    words[head] = one if one != noun else plural(noun)
+    return " ".join(words)
 
 
 def with_article(name: str) -> str:

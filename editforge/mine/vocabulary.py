@@ -18,7 +18,7 @@ from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.families.metric import text_metric
 from editforge.families.vocabulary import check_words, load_vocabulary
-from editforge.ground.names import fold, name_key, singular, with_article
+from editforge.ground.names import fold, name_key, other_number, with_article
 from editforge.recipe.contract import Context, MineInputs, StageConfig
 from editforge.recipe.registry import register
 
@@ -187,8 +187,7 @@ def _row(word: str, role: str, candidate: bool, near: float, far: float, reason:
 
 def spellings(name: str) -> list[str]:
     """Ways to write the same thing, which the encoder should place beside it."""
-    plural = name[:-1] if name.endswith("s") else f"{name}s"
-    return [with_article(name), f"the {name}", plural]
+    return [with_article(name), f"the {name}", other_number(name)]
 
 
 def synonym_ceiling(own: Tensor, metric: Tensor, config: VocabularyConfig) -> float | None:
@@ -205,12 +204,11 @@ def synonym_ceiling(own: Tensor, metric: Tensor, config: VocabularyConfig) -> fl
 
 def same_words(word: str, name: str) -> str:
     """Why two names are one by spelling alone, or an empty text."""
-    a, b = (fold(text).split() for text in (word, name))
-    if [singular(part) for part in a] == [singular(part) for part in b]:
+    short, long = sorted((name_key(text).split() for text in (word, name)), key=len)
+    if short == long:
         return "same word"
-    short, long = sorted(([singular(p) for p in a], [singular(p) for p in b]), key=len)
-    spans = (long[i : i + len(short)] for i in range(len(long) - len(short) + 1))
-    return "one contains the other" if short and short in list(spans) else ""
+    spans = [long[i : i + len(short)] for i in range(len(long) - len(short) + 1)]
+    return "one contains the other" if short and short in spans else ""
 
 
 def _spans(name: str) -> set[str]:

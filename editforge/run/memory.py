@@ -13,6 +13,7 @@ from editforge.recipe.layers import resolve
 from editforge.recipe.line import LINE
 from editforge.recipe.recipe import Recipe
 from editforge.run.job import Job
+from editforge.run.said import say_lists, to_logger
 
 
 def erase(
@@ -30,6 +31,10 @@ def erase(
 ) -> WeightEdit:
     """Compute the edit that erases `concepts` jointly. `pipe` is read and left as it is.
 
+    The logger `editforge` says what each concept becomes and what is preserved (INFO), and what the
+    checks of the edit warn of (WARNING). Both go to stderr if the program has no handlers of its own;
+    `logging.getLogger("editforge").setLevel("WARNING")` leaves the warnings, `"ERROR"` nothing.
+
     Args:
         pipe: a diffusers pipeline of a known family, without adapters.
         concepts: a name, or names, or mappings with name, aliases and kind.
@@ -40,11 +45,12 @@ def erase(
         seed: of methods that draw. None: the recipe's.
         options: `stage.key=value` texts, as `--set` takes them.
         family: None detects it from the pipeline.
-        progress: bars on stderr.
+        progress: bars on stderr, for what takes over a second.
 
     Returns:
-        A WeightEdit. `edit.apply(pipe)`, `edit.remove(pipe)`, `edit.save_lora(folder)`. A method that
-        guides gives its own kind of eraser, which has `applied(pipe)`.
+        A WeightEdit; its repr names the targets. `edit.apply(pipe)`, `edit.remove(pipe)`,
+        `edit.save_lora(folder)`. A method that guides gives its own kind of eraser, which has
+        `applied(pipe)`.
 
     Raises:
         EditforgeError: an unreadable name, an unknown architecture, a refused solve.
@@ -59,7 +65,7 @@ def erase(
     if preserve is not None:
         overrides["preserve"] = list(preserve)
     recipe = resolve(method, overrides, options)
-    context = Context(LiveModel(pipe, family), recipe.seed, progress)
+    context = Context(LiveModel(pipe, family), recipe.seed, progress, say=to_logger)
     return cast(WeightEdit, solve_in_memory(recipe, context))
 
 
@@ -68,6 +74,8 @@ def solve_in_memory(recipe: Recipe, context: Context) -> Eraser:
     job = Job(recipe)
     for step in LINE:
         if step.inputs and step.config(recipe) is not None:
+            if step.erases and not any(other.erases and other.name in job.made for other in LINE):
+                say_lists(job, context.say)
             made = job.make(step, context)
             job.made[step.name] = made.edit if isinstance(made, EditOutput) else made
     return job.eraser

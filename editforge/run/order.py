@@ -14,12 +14,13 @@ from editforge.artifacts.targets import Targets
 from editforge.families.open import open_model
 from editforge.ground.team import Team, launch_notes
 from editforge.recipe.contract import Context
-from editforge.recipe.line import LINE, LISTS, Step
+from editforge.recipe.line import LINE, Step
 from editforge.recipe.recipe import Recipe
 from editforge.run.check import check, check_model
 from editforge.run.follow import Follower
 from editforge.run.hand import Hand
 from editforge.run.job import Job
+from editforge.run.said import say_lists
 from editforge.run.workspace import Workspace
 
 
@@ -91,7 +92,7 @@ def _mute(line: str) -> None:
 def _bring(step: Step, job: Job, space: Workspace | Follower, context: Context) -> None:
     """Bring one stage up to date, and its artifact into the job."""
     if step.erases and not any(other.erases and other.name in job.made for other in LINE):
-        _say_lists(job, context.say)
+        say_lists(job, context.say)
     facts: dict[str, Any] = {
         "version": step.version,
         "base": context.model.digest,
@@ -111,20 +112,3 @@ def _bring(step: Step, job: Job, space: Workspace | Follower, context: Context) 
     job.folders[step.name], job.made[step.name] = folder, job.load(step, folder)
     if step.list:
         job.written[step.name] = space.written(step.name)
-
-
-def _say_lists(job: Job, say: Callable[[str], None]) -> None:
-    """What was chosen, and why, and what of it a person changed."""
-    for stage, said in job.hand.items():
-        say(f"by hand, {stage}/{LISTS[stage]}: {'; '.join(said)}")
-    if job.targets is None:
-        return
-    for row in job.targets.concepts:
-        what = repr(row.target) if row.target else "nothing"
-        say(f"{row.concept!r} becomes {what}: {row.reason}")
-        if row.candidates:
-            best = ", ".join(f"{c.word} {c.score:.3g}" for c in row.candidates[:4])
-            say(f"  predicted damage: {best}; all in target/targets.yaml")
-    words = job.targets.preserved
-    more = f" and {len(words) - 8} more" if len(words) > 8 else ""
-    say(f"preserved: {', '.join(words[:8]) or 'nothing'}{more}")

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from editforge.ground.disk import (
+    leftovers,
     parse_yaml,
     read_json,
     read_yaml,
@@ -65,7 +66,8 @@ class Workspace:
             raise RecipeError("the output is a file", got=str(folder), next="--output FOLDER")
         held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         self._next_recipe, known = recipe if replace else None, folder / "recipe.yaml"
-        if held and not known.is_file() and set(held) - {".lock", ".recipe.yaml.partial"}:
+        ours = {".lock", *(path.name for path in leftovers(folder))}
+        if held and not known.is_file() and set(held) - ours:
             raise RecipeError(
                 "the output folder is not a run",
                 got=f"{folder} holds {', '.join(held[:4])}",
@@ -82,6 +84,8 @@ class Workspace:
                 "another process works in this run", got=str(folder), next="wait for it, or stop it"
             ) from None
         try:
+            for left in leftovers(folder):  # of a killed run: the lock is ours
+                left.unlink(missing_ok=True)
             self._fresh = not known.is_file()
             if self._fresh:
                 write_text(known, recipe)

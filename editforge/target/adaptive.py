@@ -1,4 +1,4 @@
-"""The nearest target that is no synonym: least predicted damage to the words around the concept.
+"""The nearest target that is no synonym; of several, the one with the least predicted damage around it.
 
 A word u is moved by W_l (t - c)(A u): by how far the target is, times how much of the concept's
 movement the word shares (its *leak*). So unrelated targets do harm, a synonym erases nothing, and the
@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from editforge.artifacts.neighbors import Neighborhood
+from editforge.artifacts.neighbors import Neighbor, Neighborhood
 from editforge.artifacts.targets import Candidate, Target, Targets
 from editforge.families.vocabulary import Vocabulary, load_vocabulary
 from editforge.ground.errors import EditError
@@ -37,7 +37,9 @@ class AdaptiveConfig(StageConfig):
         ge=1,
         description="The damage decides among this many nearest. Higher: farther targets, less of them.",
     )
-    num_listed: int = Field(10, ge=1, description="Candidates written to targets.yaml.")
+    num_listed: int = Field(
+        10, ge=1, description="Nearest candidates written to targets.yaml. Higher: slower."
+    )
 
 
 @register("target", "adaptive")
@@ -51,8 +53,9 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
 
     Ties go to the larger leak, then to the name. At 1 the nearest that is no synonym is taken, which
     is the same rule wherever A does not depend on the target, as in `edit: mean-shift`: there the
-    second factor is the same for all, and the first grows with the distance. The scores are listed
-    either way. Measured: docs/decisions.md.
+    second factor is the same for all, and the first grows with the distance. J is computed where it
+    decides or is listed: of the `num_nearest` and of the `num_listed` nearest. Measured:
+    docs/decisions.md.
 
     Raises:
         EditError: no candidate is left, with the counts of what was passed over.
@@ -79,7 +82,7 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
                 else f"least predicted damage of the {len(nearest)} nearest"
             )
             reason = (
-                f"{rule} of {len(ranked)} candidates; "
+                f"{rule} of {problem.count} candidates; "
                 f"similarity {best.similarity:.2f}, leak {best.leak:.3f}"
             )
             others = [item for item in ranked if item is not best][: config.num_listed - 1]
@@ -110,6 +113,7 @@ class _Problem:
         self._near, self._known, self._position, self._config = near, known, position, config
         self._center = center
         self._rows = [row for row in near.words if row.candidate and row.word in position]
+        self.count = len(self._rows)
         if not self._rows:
             counts = ", ".join(f"{count} {why}" for why, count in near.passed_over.items())
             raise EditError(
@@ -125,8 +129,8 @@ class _Problem:
         self.direction = self._inverse.of(center[:, None])[:, 0]  # G_0^-1 c
 
     def ranked(self, leaks: Tensor) -> list[Candidate]:
-        """The candidates, best first, from the leak of every word."""
-        U, c, rows, position = self._known.vectors, self._center, self._rows, self._position
+        """The nearest candidates, best first, from the leak of every word."""
+        U, c, rows, position = self._known.vectors, self._center, self._nearest(), self._position
         affected = self._affected(leaks)
         at = [position[row.word] for row in rows]
         candidates, words = U[at].double(), U[affected].double()  # (k, d), (<= num_affected + 1, d)
@@ -152,6 +156,13 @@ class _Problem:
                 )
             )
         return sorted(ranked, key=lambda item: (item.score, -abs(item.leak), item.word))
+
+    def _nearest(self) -> list[Neighbor]:
+        """Those that J decides among or is listed for, and every one as near as the last of them."""
+        similar = sorted((row.similarity for row in self._rows), reverse=True)
+        wanted = max(self._config.num_nearest, self._config.num_listed)
+        last = similar[min(wanted, self.count) - 1]
+        return [row for row in self._rows if row.similarity >= last]
 
     def _affected(self, leaks: Tensor) -> list[int]:
         """The words that leak most, without the concept and what was passed over; one to spare."""
