@@ -298,7 +298,7 @@ def test_a_pipeline_with_adapters_is_refused():
     pipe.unet.add_adapter(LoraConfig(r=1, target_modules=["to_k"]), adapter_name="style")
     with pytest.raises(FamilyError, match="LoRA adapters loaded") as caught:
         LiveModel(pipe, family_file("sd1"))
-    assert caught.value.got == "style"
+    assert caught.value.got == "style on its unet"
 
 
 # --- files, whole and damaged ---------------------------------------------------------------------
@@ -472,9 +472,10 @@ def test_a_folder_of_pickled_weights_is_refused_with_the_reason(base):
 
 def test_pickled_text_encoder_weights_are_refused(base):
     (base / "text_encoder/model.safetensors").rename(base / "text_encoder/pytorch_model.bin")
-    with pytest.raises(FamilyError, match="does not load") as caught:
+    with pytest.raises(FamilyError, match="no text_encoder weights") as caught:
         use(base)
-    assert "safetensors alone are read" in caught.value.next
+    assert "convert them to safetensors" in caught.value.next
+    assert "model.safetensors" in caught.value.allowed
 
 
 @pytest.mark.parametrize("shard", [None, "50KB"])

@@ -89,7 +89,7 @@ def _is_small(width: int, words: Sequence[str]) -> bool:
 def _kept(columns: Columns, words: Sequence[str], width: int, context: Context, bar: Any) -> Tensor:
     if _is_small(width, words):
         return moment(columns, words, width, bar)
-    key = sha256_json([context.model.digest, columns.rule, list(words)])
+    key = sha256_json([context.model.encoder.digest, columns.rule, list(words)])
     path = cache_folder() / f"moment-{key}.safetensors"
     if (known := recall(path, "moment")) is not None:
         return known

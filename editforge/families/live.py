@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from editforge.families.editable import check_acts, uncompiled
 from editforge.families.encode import TextEncoder
+from editforge.families.identity import (
+    Identity,
+    Sketch,
+    adapters,
+    beneath,
+    components,
+    identify,
+    in_memory,
+)
 from editforge.families.model import detect
 from editforge.families.schema import load_family
 from editforge.ground.errors import FamilyError
@@ -22,7 +31,7 @@ class LiveModel:
         family: None detects it.
 
     Raises:
-        FamilyError: unknown architecture, or adapters are loaded: the maps would not be the base's.
+        FamilyError: unknown architecture; or adapters or edits of ours are on it: it is not the base.
         EditError: offloaded, quantized or fused: the maps are not what the pipeline computes with.
     """
 
@@ -30,12 +39,7 @@ class LiveModel:
         self._pipe, unet = pipe, uncompiled(pipe.unet)
         index = {"_class_name": type(pipe).__name__}
         self.family = load_family(family) if family else detect(index, dict(unet.config))
-        if getattr(pipe.unet, "peft_config", None):
-            raise FamilyError(
-                "this pipeline has LoRA adapters loaded",
-                got=", ".join(pipe.unet.peft_config),
-                next="pipe.unload_lora_weights() first, load them again afterwards",
-            )
+        self._refuse_changed()
         self._weights = {name: weight.data for name, weight in unet.named_parameters()}
         found = self.family.select({name: tuple(w.shape) for name, w in self._weights.items()})
         for path in [path for paths in found.values() for path in paths]:
@@ -45,7 +49,6 @@ class LiveModel:
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))
         self.label, self.device = "a pipeline in memory", str(pipe.device)
         self.revision: str | None = None
-        self.base_sha256 = self.digest = self._hash()
 
     @property
     def paths(self) -> list[str]:
@@ -60,9 +63,40 @@ class LiveModel:
         """The user's own pipeline: whoever changes it puts it back."""
         return self._pipe
 
-    def _hash(self) -> str:
-        """Of the maps alone: enough to tell two bases apart, cheap for a pipeline in memory."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(self.weight(path).detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+    @cached_property
+    def identity(self) -> Identity:
+        """The same as of its files; computed when it is asked for, before anything changes it."""
+        return identify(in_memory(self._pipe, components(self.family)), self.family)
+
+    @property
+    def base_sha256(self) -> str:
+        """Digest of the denoiser's and the text encoders' values; see `Identity`."""
+        return self.identity.sha256
+
+    @property
+    def base_sketch(self) -> Sketch:
+        """A few numbers that tell this base from another within a dtype's rounding."""
+        return self.identity.sketch
+
+    @property
+    def digest(self) -> str:
+        """Nothing of it lies in files: what it is made of says which one it is."""
+        return self.base_sha256
+
+    def _refuse_changed(self) -> None:
+        for component in components(self.family):
+            module = getattr(self._pipe, component, None)
+            if found := adapters(module):
+                raise FamilyError(
+                    "this pipeline has LoRA adapters loaded",
+                    got=f"{', '.join(found)} on its {component}",
+                    allowed="the base alone: what is computed from an adapter's states belongs to it",
+                    next="pipe.unload_lora_weights() first, load them again afterwards",
+                )
+        if edits := beneath.get(uncompiled(self._pipe.unet)):
+            raise FamilyError(
+                "an edit is applied to this pipeline",
+                got=f"{len(edits)} of its weights are edited",
+                allowed="the base alone",
+                next="edit.remove(pipe) first; to erase both: editforge.erase(pipe, [NAME, NAME])",
+            )
