@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor
 from editforge.families.editable import uncompiled
 from editforge.families.identity import plain_name
 from editforge.families.schema import Family
-from editforge.ground.disk import sha256_text
+from editforge.ground.disk import sha256_file, sha256_text
 from editforge.ground.errors import RecipeError
 from editforge.ground.team import Team
 
@@ -79,6 +80,7 @@ class TextEncoder:
         than an `Identity`: rounding that leaves a base the same moves a state by a thousandth.
         """
         found: list[object] = [str(self.device.type), torch.__version__, version("transformers")]
+        found.append(sha256_file(Path(__file__)))  # other code may read them in other company
         for encoder, tokenizer in zip(self._encoders, self._tokenizers, strict=True):
             config = {k: v for k, v in encoder.config.to_dict().items() if k not in _UNREAD}
             found += [config, _reads(tokenizer, self.window)]

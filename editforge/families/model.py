@@ -23,7 +23,7 @@ from editforge.families.encode import TextEncoder
 from editforge.families.identity import Identity, Piece, Sketch, components, identify, plain_name
 from editforge.families.outline import reader
 from editforge.families.schema import Family, load_family, shipped_families
-from editforge.ground.disk import read_json, sha256_file
+from editforge.ground.disk import read_json, sha256_file, sha256_json
 from editforge.ground.errors import FamilyError
 from editforge.ground.files import TensorInfo, check_finite, read_header, read_tensors
 
@@ -80,6 +80,8 @@ class TextModel(Protocol):
     def base_sketch(self) -> Sketch: ...  # noqa: D102
     @property
     def digest(self) -> str: ...  # noqa: D102
+    @property
+    def drawn_by(self) -> str | None: ...  # noqa: D102
     def weight(self, path: str) -> Tensor: ...  # noqa: D102
     def pipeline(self) -> Any: ...  # noqa: D102
 
@@ -252,6 +254,11 @@ class Model:
             and not any(part.startswith(".") for part in path.relative_to(self.folder).parts)
         }
         return self._digest(files)
+
+    @property
+    def drawn_by(self) -> str | None:
+        """What decides, to the last bit, which pictures `pipeline()` draws: part of a cache's key."""
+        return sha256_json([self.digest, self.variant, str(self.dtype)])
 
     def _digest(self, files: Mapping[str, Path]) -> str:
         for path in files.values():

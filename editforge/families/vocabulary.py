@@ -145,6 +145,11 @@ def recall(path: Path, name: str) -> Tensor | None:
 
 
 def cache_folder() -> Path:
-    """Where what is slow to compute and never changes is kept between runs."""
+    """Where words that are slow to encode are kept between runs."""
+    return cache_root() / "words"
+
+
+def cache_root() -> Path:
+    """The user's folder for what is slow to compute and never changes; it may be deleted."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "editforge" / "words"
+    return Path(root) / "editforge"

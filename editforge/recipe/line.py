@@ -112,7 +112,7 @@ LINE = (
         erases=True,
         shared=True,
     ),
-    Step("evaluate", ("mine", "target", ERASER), "artifacts.report:Report", version=2, shared=True),
+    Step("evaluate", ("mine", "target", ERASER), "artifacts.report:Report", version=3, shared=True),
     Step("package", (ERASER, "evaluate"), None, version=3),
 )
 STAGES = tuple(step.name for step in LINE if step.inputs)
