@@ -18,27 +18,29 @@ from editforge.families.identity import (
     identify,
     in_memory,
 )
-from editforge.families.model import detect
-from editforge.families.schema import load_family
+from editforge.families.schema import Family, TextSlice, load_family, shipped_families
 from editforge.ground.errors import FamilyError
+
+_CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
 class LiveModel:
-    """A loaded diffusers pipeline of a known family. Reads it, never changes it.
+    """A loaded diffusers pipeline of a known family, of any class. Reads it, never changes it.
 
     Args:
         pipe: the user's pipeline; text is encoded by it, maps are read from its denoiser.
         family: None detects it.
 
     Raises:
-        FamilyError: unknown architecture; or adapters or edits of ours are on it: it is not the base.
+        FamilyError: unknown architecture, or adapters or edits of ours on it: it is not the base.
         EditError: offloaded, quantized or fused: the maps are not what the pipeline computes with.
     """
 
     def __init__(self, pipe: Any, family: str | None = None) -> None:
-        self._pipe, unet = pipe, uncompiled(pipe.unet)
-        index = {"_class_name": type(pipe).__name__}
-        self.family = load_family(family) if family else detect(index, dict(unet.config))
+        self._pipe, unet = pipe, uncompiled(getattr(pipe, "unet", None))
+        if unet is None:
+            raise _unlike(pipe, "a pipeline whose denoiser is no UNet", "pipe.unet is not there")
+        self.family = load_family(family) if family else detect_in_memory(pipe)
         self._refuse_changed()
         self._weights = {name: weight.data for name, weight in unet.named_parameters()}
         found = self.family.select({name: tuple(w.shape) for name, w in self._weights.items()})
@@ -83,6 +85,11 @@ class LiveModel:
         """Nothing of it lies in files: what it is made of says which one it is."""
         return self.base_sha256
 
+    @property
+    def drawn_by(self) -> str | None:
+        """Nobody can say: the pipeline is its user's, with whatever hooks and parts it has."""
+        return None
+
     def _refuse_changed(self) -> None:
         for component in components(self.family):
             module = getattr(self._pipe, component, None)
@@ -100,3 +107,60 @@ class LiveModel:
                 allowed="the base alone",
                 next="edit.remove(pipe) first; to erase both: editforge.erase(pipe, [NAME, NAME])",
             )
+
+
+def detect_in_memory(pipe: Any) -> Family:
+    """The shipped family that the parts of a pipeline make, whatever task its class is for.
+
+    Image to image, inpainting with the base's own UNet, ControlNet and others share these parts.
+
+    Raises:
+        FamilyError: another UNet or another kind of text encoder, by name.
+    """
+    config = uncompiled(pipe.unet).config
+    width, reads = config.get("cross_attention_dim"), config.get("in_channels")
+    families = [load_family(name) for name in shipped_families()]
+    fitting = [family for family in families if family.match.text_width == width]
+    if not fitting:
+        known = "; ".join(f"{f.name} (text width {f.match.text_width})" for f in families)
+        raise FamilyError(
+            "unknown architecture",
+            got=f"{type(pipe).__name__}, text width {width}",
+            allowed=known,
+            next="describe it in a family YAML: editforge.erase(pipe, ..., family='my.yaml')",
+        )
+    writes = config.get("out_channels")
+    if reads != writes:  # a mask or a picture beside the noise
+        raise _unlike(
+            pipe,
+            "a UNet that reads more than noise",
+            f"{reads} channels, and it writes {writes}",
+        )
+    problems = []
+    for family in fitting:
+        problem = next(filter(None, (_no_encoder(pipe, part) for part in family.text)), None)
+        if problem is None:
+            return family
+        problems.append(problem)
+    raise _unlike(pipe, f"another text side than family {fitting[0].name} has", problems[0])
+
+
+def _no_encoder(pipe: Any, part: TextSlice) -> str | None:
+    """Why the pipeline's encoder is not the family's; None: it is."""
+    encoder = uncompiled(getattr(pipe, part.encoder, None))
+    name = type(encoder).__name__
+    if encoder is None:
+        return f"pipe.{part.encoder} is not there"
+    if name not in _CLIP:
+        return f"pipe.{part.encoder} is a {name}, not a {_CLIP[0]}"
+    own = encoder.config.hidden_size
+    return None if own == part.width else f"pipe.{part.encoder} has width {own}, not {part.width}"
+
+
+def _unlike(pipe: Any, what: str, got: str) -> FamilyError:
+    return FamilyError(
+        f"this pipeline has {what}",
+        got=f"{type(pipe).__name__}: {got}",
+        allowed="any pipeline made of a family's UNet and text encoders: editforge list families",
+        next="load the base checkpoint in a pipeline, for example StableDiffusionPipeline",
+    )
