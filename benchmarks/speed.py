@@ -128,7 +128,7 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
     vectors = torch.randn(CANDIDATES, width)  # 50,000 words would take minutes to encode here
     kept = tuple(word for word in words if len(model.encoder.tokens(word)) <= 75)
     write_safetensors(
-        cache_folder() / f"{sha256_json([model.digest, kept])}.safetensors",
+        cache_folder() / f"{sha256_json([model.encoder.digest, kept])}.safetensors",
         {"vectors": vectors},
         {},
     )

@@ -23,6 +23,7 @@ for _name in [name for name in os.environ if name.startswith(OF_THE_HUB)]:
     del os.environ[_name]
 _home = tempfile.TemporaryDirectory(prefix="editforge-hub-home-")
 os.environ["HF_HOME"] = _home.name
+os.environ["XDG_CACHE_HOME"] = f"{_home.name}/cache"  # nor words and pictures of the caller's runs
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 

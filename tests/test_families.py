@@ -290,6 +290,73 @@ def test_a_pipeline_in_memory_gives_the_same_edit_as_its_folder(kind):
     assert on_disk.difference(in_memory) < 1e-6
 
 
+@pytest.fixture
+def tiny_families(monkeypatch):
+    """The shipped families, with the widths of the tiny models."""
+    files = [family_file(kind) for kind in ("sd1", "sd2", "sdxl")]
+    monkeypatch.setattr("editforge.families.live.shipped_families", lambda: files)
+
+
+def in_class(name: str, kind: str, **more):
+    import diffusers
+
+    parts = tiny_pipeline(kind).components
+    if "ControlNet" in name:
+        more["controlnet"] = diffusers.ControlNetModel.from_unet(parts["unet"])
+    if kind != "sdxl":
+        more["requires_safety_checker"] = False
+    return getattr(diffusers, name)(**parts, **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("StableDiffusionPipeline", "sd2"),
+        ("StableDiffusionImg2ImgPipeline", "sd1"),
+        ("StableDiffusionInpaintPipeline", "sd1"),
+        ("StableDiffusionControlNetPipeline", "sd1"),
+        ("StableDiffusionXLImg2ImgPipeline", "sdxl"),
+    ],
+)
+def test_any_pipeline_of_the_same_parts_is_of_the_family(tiny_families, name, kind):
+    live = LiveModel(in_class(name, kind))
+    assert live.family.name == kind
+    assert live.identity == opened(kind).identity  # so an edit of one is an edit of the other
+    theirs = live.encoder.encode(["a violin"])
+    assert torch.equal(theirs, LiveModel(tiny_pipeline(kind)).encoder.encode(["a violin"]))
+
+
+def nine_channels(pipe):
+    from diffusers import UNet2DConditionModel
+
+    pipe.unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=9)
+
+
+def another_encoder(pipe):
+    from transformers import BertConfig, BertModel
+
+    small = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    pipe.text_encoder = BertModel(BertConfig(vocab_size=24, hidden_size=24, **small))
+
+
+@pytest.mark.parametrize(
+    ("change", "what", "got"),
+    [
+        (nine_channels, "reads more than noise", "9 channels"),
+        (another_encoder, "another text side", "is a BertModel, not a CLIPTextModel"),
+        (lambda pipe: setattr(pipe, "text_encoder", None), "another text side", "is not there"),
+        (lambda pipe: setattr(pipe, "unet", None), "denoiser is no UNet", "pipe.unet"),
+    ],
+)
+def test_what_truly_differs_is_refused_by_name(tiny_families, change, what, got):
+    pipe = tiny_pipeline("sd1")
+    change(pipe)
+    with pytest.raises(FamilyError, match=what) as caught:
+        LiveModel(pipe)
+    assert got in caught.value.got
+    assert "StableDiffusionPipeline" in caught.value.next
+
+
 def test_a_pipeline_with_adapters_is_refused():
     pipe = tiny_pipeline("sd1")
     LiveModel(pipe, family_file("sd1"))
@@ -298,7 +365,7 @@ def test_a_pipeline_with_adapters_is_refused():
     pipe.unet.add_adapter(LoraConfig(r=1, target_modules=["to_k"]), adapter_name="style")
     with pytest.raises(FamilyError, match="LoRA adapters loaded") as caught:
         LiveModel(pipe, family_file("sd1"))
-    assert caught.value.got == "style"
+    assert caught.value.got == "style on its unet"
 
 
 # --- files, whole and damaged ---------------------------------------------------------------------
@@ -472,9 +539,10 @@ def test_a_folder_of_pickled_weights_is_refused_with_the_reason(base):
 
 def test_pickled_text_encoder_weights_are_refused(base):
     (base / "text_encoder/model.safetensors").rename(base / "text_encoder/pytorch_model.bin")
-    with pytest.raises(FamilyError, match="does not load") as caught:
+    with pytest.raises(FamilyError, match="no text_encoder weights") as caught:
         use(base)
-    assert "safetensors alone are read" in caught.value.next
+    assert "convert them to safetensors" in caught.value.next
+    assert "model.safetensors" in caught.value.allowed
 
 
 @pytest.mark.parametrize("shard", [None, "50KB"])

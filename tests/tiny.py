@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -264,6 +264,7 @@ class TinyModel:
     revision: str | None = "0123456789abcdef0123456789abcdef01234567"
     prediction_type: str = "epsilon"
     base_sha256: str = ""
+    base_sketch: Mapping[str, Any] = field(default_factory=dict)
     license: str | None = "creativeml-openrail-m"
     license_name: str | None = None
     license_link: str | None = None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from editforge.artifacts.low_rank import Change
 from editforge.families.editable import check_acts, uncompiled
+from editforge.families.identity import beneath
 from editforge.ground.errors import EditError
 
 
@@ -55,6 +56,7 @@ class Ledger:
             original = _Original(places[name][0], parameter, parameter.detach().clone())
             self.originals.setdefault(name, original)
         self.edits.append(edit)
+        beneath[_denoiser(pipe)] = {one.path: one.bits for one in self.originals.values()}
         self.write()
 
     def take_off(self, edit: Change, pipe: Any) -> None:
@@ -68,6 +70,8 @@ class Ledger:
                 self.find(pipe)
                 del self.edits[position]
                 self.write()
+                if not self.edits:
+                    beneath.pop(_denoiser(pipe), None)
                 return
         raise EditError("this edit is not applied to this pipeline")
 

@@ -19,7 +19,7 @@ from editforge.ground.errors import EditError, PackageError
 from editforge.ground.files import read_header, read_tensors, write_safetensors
 from editforge.ground.names import fold
 
-SCHEMA = "editforge.system/1"
+SCHEMA = "editforge.system/2"  # 1: another digest of the base
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from editforge.artifacts.ledger import ledger_of, stacked
 from editforge.artifacts.lora.write import write_lora
 from editforge.artifacts.low_rank import LowRank as LowRank
 from editforge.artifacts.low_rank import reduced, summed
+from editforge.families.identity import Identity, check_base
 from editforge.ground.errors import EditError, PackageError
 from editforge.ground.files import check_finite, read_header, read_tensors, write_safetensors
 from editforge.ground.linalg import product_norm
@@ -99,11 +100,11 @@ class WeightEdit:
         """The sum of both changes. Commutative; not the joint solution (methods.md 1.6)."""
         if not isinstance(other, WeightEdit):
             return NotImplemented
-        a, b = _base(self), _base(other)
-        if a and b and a != b:
+        a, b = Identity.recorded(self.provenance), Identity.recorded(other.provenance)
+        if (gap := a.apart(b)) is not None:
             raise EditError(
                 "the two edits belong to different base models",
-                got=f"{a[:12]} and {b[:12]}",
+                got=f"{a.sha256[:12]} and {b.sha256[:12]}, {gap}",
                 next="edit one base with both concepts: editforge erase X Y",
             )
         factors = {
@@ -172,9 +173,11 @@ class WeightEdit:
         """Add this edit to the denoiser of `pipe`, in place. Undo with `remove`.
 
         Raises:
-            EditError: a module is missing or has another shape, or the pipeline does not compute with
-                the weights that it shows (`families/editable.py`); nothing is changed then.
+            EditError: a module is missing or has another shape, the pipeline is another base than the
+                edit's, or it does not compute with the weights that it shows (`families/editable.py`);
+                nothing is changed then.
         """
+        check_base(self.provenance, pipe)
         paths = {name: f"{name}.weight" for name in self.factors} | {
             name: name for name in self.dense
         }
@@ -259,13 +262,9 @@ class WeightEdit:
         return write_lora(self, Path(folder))
 
 
-def _base(edit: WeightEdit) -> str:
-    return str(edit.provenance.get("base_sha256", ""))
-
-
 def _join(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     parts = [part for side in (a, b) for part in side.get("sum_of", [dict(side)])]
-    joined = dict(a)
+    joined = {**{key: b[key] for key in ("base_sha256", "base_sketch") if key in b}, **a}
     joined["erased"] = [*a.get("erased", []), *b.get("erased", [])]
     joined["combined"] = f"sum of {len(parts)} edits"
     joined["sum_of"] = parts

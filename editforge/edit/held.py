@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from editforge.edit import vectors
 from editforge.edit.vectors import Columns
 from editforge.families.vocabulary import cache_folder, recall, thinned, word_list
-from editforge.ground.disk import sha256_json
+from editforge.ground.disk import sha256_file, sha256_json
 from editforge.ground.files import write_safetensors
 from editforge.ground.names import fold
 from editforge.recipe.contract import Context
 
 _PIECE = 16  # names encoded at a time
-_CACHED_FROM = 2**28  # d * d * words; below it, encoding again is as fast as reading
+_CACHED_FROM = (
+    16  # words; a (d, d) matrix is read back faster than these are encoded, in any family
+)
+_MADE_BY = (Path(__file__), Path(vectors.__file__))  # other code may add other numbers
 
 
 def background(
@@ -51,7 +56,7 @@ def background(
     with context.bar(len(words) + len(less), "encoding the background") as bar:
         # What is taken off is read once: not again from a list that every run reads, nor again by
         # who preserves it by name. A list that the cache may hold is no source: it would decide.
-        if _is_small(width, words):
+        if len(words) < _CACHED_FROM:
             columns.keep(less)
         whole = _kept(columns, words, width, context, bar)
         columns.keep(less)
@@ -82,14 +87,11 @@ def moments(columns: Columns, names: Sequence[str], width: int, bar: Any) -> tup
     return means, total
 
 
-def _is_small(width: int, words: Sequence[str]) -> bool:
-    return width * width * len(words) < _CACHED_FROM
-
-
 def _kept(columns: Columns, words: Sequence[str], width: int, context: Context, bar: Any) -> Tensor:
-    if _is_small(width, words):
+    if len(words) < _CACHED_FROM:
         return moment(columns, words, width, bar)
-    key = sha256_json([context.model.digest, columns.rule, list(words)])
+    code = [sha256_file(path) for path in _MADE_BY]
+    key = sha256_json([context.model.encoder.digest, columns.rule, list(words), code])
     path = cache_folder() / f"moment-{key}.safetensors"
     if (known := recall(path, "moment")) is not None:
         return known

@@ -60,6 +60,7 @@ def evaluate_gate(
     progress: bool = True,
     workdir: Path | None = None,
     workdir_of: str | None = None,
+    base: str | None = None,
     team: Team | None = None,
 ) -> Report:
     """Evaluate one eraser on one pipeline; weights and settings of the pipeline come back.
@@ -85,6 +86,8 @@ def evaluate_gate(
         workdir_of: names the base and the eraser that `workdir` belongs to, and to no others, as a
             run's stage does; no weight is hashed then. None: what is kept there is found again by the
             weights that drew it.
+        base: names the base to the last bit: its pictures are then kept in the user's cache folder and
+            found again by the next gate. None: they are drawn anew.
         team: processes that share the drawing, by way of `workdir`.
     """
     prompts = partial(
@@ -103,7 +106,11 @@ def evaluate_gate(
         return weights_digest(model) if workdir and workdir_of is None else workdir_of
 
     def draw(
-        model: Any, prompts: Sequence[Prompt], label: str, drawn_by: str | None
+        model: Any,
+        prompts: Sequence[Prompt],
+        label: str,
+        drawn_by: str | None,
+        base: str | None = None,
     ) -> NDArray[np.uint8]:
         return sample(
             model,
@@ -114,24 +121,25 @@ def evaluate_gate(
             label=label,
             workdir=workdir,
             weights=drawn_by,
+            base=base,
             team=team,
         )
 
     own = weights(pipe)
-    base = draw(pipe, plan.prompts, "base", own)
-    reference = draw(pipe, plan.reference, "reference", own) if plan.reference else None
+    before = draw(pipe, plan.prompts, "base", own, base)
+    reference = draw(pipe, plan.reference, "reference", own, base) if plan.reference else None
     with _applied(eraser, pipe) as edited_pipe:
         edited = draw(edited_pipe, plan.prompts, "edited", weights(edited_pipe))
     scores = score(
         plan.rows,
-        base,
+        before,
         edited,
         () if len(unknown) == len(plan.subjects) else judges,
         reference=plan.reference,
         reference_images=reference,
         seed=seed,
     )
-    images, pictures = _pictures(plan, base, edited, scores, family_name)
+    images, pictures = _pictures(plan, before, edited, scores, family_name)
     targets = targets or {}
     return Report(
         verdict=verdict(scores, plan.subjects, strength),

@@ -104,5 +104,6 @@ def _width(row: Sequence[Group]) -> int:
 
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=False, compress_level=9)
+    # level 9 takes six times as long for files 4 % smaller
+    image.save(buffer, format="PNG", optimize=False, compress_level=6)
     return buffer.getvalue()

@@ -12,18 +12,27 @@ together can change the last bit, so a kept answer is the answer to the very sam
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from editforge.families.editable import uncompiled
+from editforge.families.identity import plain_name
 from editforge.families.schema import Family
+from editforge.ground.disk import sha256_file, sha256_text
 from editforge.ground.errors import RecipeError
 from editforge.ground.team import Team
 
+_UNREAD = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 _KEPT = 2_000  # words; the states of a longer list take up to 400 MB and lie in the cache folder
 
 
@@ -40,7 +49,7 @@ class TextEncoder:
     """The text side of one model: prompts to states, phrases to positions. Float32, no gradient."""
 
     def __init__(self, pipe: Any, family: Family) -> None:
-        self._pipe = pipe
+        self._pipe, self._parts = pipe, family.text
         self._tokenizer = getattr(pipe, family.text[0].tokenizer)
         self._encoders = [getattr(pipe, part.encoder) for part in family.text]
         self._tokenizers = [getattr(pipe, part.tokenizer) for part in family.text]
@@ -57,6 +66,30 @@ class TextEncoder:
     def parameters(self) -> Iterator[Tensor]:
         """The parameters of all text encoders."""
         return (weight for encoder in self._encoders for weight in encoder.parameters())
+
+    def names(self, component: str) -> set[str]:
+        """The weights of one text encoder by the names of `identity.plain_name`."""
+        at = [part.encoder for part in self._parts].index(component)
+        return {plain_name(name) for name in uncompiled(self._encoders[at]).state_dict()}
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of what decides a state to its last bit: a cache of states has it in its key.
+
+        Weights in their own dtype, configs, tokenizers, kind of device, and the two libraries. Finer
+        than an `Identity`: rounding that leaves a base the same moves a state by a thousandth.
+        """
+        found: list[object] = [str(self.device.type), torch.__version__, version("transformers")]
+        found.append(sha256_file(Path(__file__)))  # other code may read them in other company
+        for encoder, tokenizer in zip(self._encoders, self._tokenizers, strict=True):
+            config = {k: v for k, v in encoder.config.to_dict().items() if k not in _UNREAD}
+            found += [config, _reads(tokenizer, self.window)]
+            for name, tensor in sorted(uncompiled(encoder).state_dict().items()):
+                flat = tensor.detach().cpu().contiguous().reshape(-1)
+                data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
+                row = [plain_name(name), str(tensor.dtype), list(tensor.shape)]
+                found.append([*row, hashlib.sha256(data).hexdigest()])
+        return sha256_text(json.dumps(found, sort_keys=True, default=str))
 
     def tokens(self, text: str) -> list[int]:
         """Token ids without begin and end of text."""
@@ -192,3 +225,11 @@ class TextEncoder:
         finally:
             for tokenizer, length in zip(self._tokenizers, before, strict=True):
                 tokenizer.model_max_length = length
+
+
+def _reads(tokenizer: Any, window: int) -> list[object]:
+    """What decides which ids a tokenizer makes of a text; not how it was last called."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    table = json.loads(fast.to_str()) if fast is not None else tokenizer.get_vocab()
+    state = {key: value for key, value in table.items() if key not in ("truncation", "padding")}
+    return [type(tokenizer).__name__, state, tokenizer.pad_token, window]

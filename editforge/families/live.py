@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from editforge.families.editable import check_acts, check_here, uncompiled
 from editforge.families.encode import TextEncoder
-from editforge.families.model import detect
-from editforge.families.schema import load_family
+from editforge.families.identity import (
+    Identity,
+    Sketch,
+    adapters,
+    beneath,
+    components,
+    identify,
+    in_memory,
+)
+from editforge.families.schema import Family, TextSlice, load_family, shipped_families
 from editforge.ground.errors import FamilyError
+
+_CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
 class LiveModel:
-    """A loaded diffusers pipeline of a known family. Reads it, never changes it.
+    """A loaded diffusers pipeline of a known family, of any class. Reads it, never changes it.
 
     Args:
         pipe: the user's pipeline; text is encoded by it, maps are read from its denoiser.
         family: None detects it.
 
     Raises:
-        FamilyError: unknown architecture, or adapters are loaded: the maps would not be the base's.
+        FamilyError: unknown architecture, or adapters or edits of ours on it: it is not the base.
         EditError: offloaded, quantized or fused: the maps are not what the pipeline computes with.
     """
 
     def __init__(self, pipe: Any, family: str | None = None) -> None:
-        self._pipe, unet = pipe, uncompiled(pipe.unet)
-        index = {"_class_name": type(pipe).__name__}
-        self.family = load_family(family) if family else detect(index, dict(unet.config))
-        if getattr(pipe.unet, "peft_config", None):
-            raise FamilyError(
-                "this pipeline has LoRA adapters loaded",
-                got=", ".join(pipe.unet.peft_config),
-                next="pipe.unload_lora_weights() first, load them again afterwards",
-            )
+        self._pipe, unet = pipe, uncompiled(getattr(pipe, "unet", None))
+        if unet is None:
+            raise _unlike(pipe, "a pipeline whose denoiser is no UNet", "pipe.unet is not there")
+        self.family = load_family(family) if family else detect_in_memory(pipe)
+        self._refuse_changed()
         self._weights = {name: weight.data for name, weight in unet.named_parameters()}
         found = self.family.select({name: tuple(w.shape) for name, w in self._weights.items()})
         for path in [path for paths in found.values() for path in paths]:
@@ -47,7 +53,6 @@ class LiveModel:
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))
         self.label, self.device = "a pipeline in memory", str(pipe.device)
         self.revision: str | None = None
-        self.base_sha256 = self.digest = self._hash()
 
     @property
     def paths(self) -> list[str]:
@@ -62,9 +67,102 @@ class LiveModel:
         """The user's own pipeline: whoever changes it puts it back."""
         return self._pipe
 
-    def _hash(self) -> str:
-        """Of the maps alone: enough to tell two bases apart, cheap for a pipeline in memory."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            digest.update(self.weight(path).detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()
+    @cached_property
+    def identity(self) -> Identity:
+        """The same as of its files; computed when it is asked for, before anything changes it."""
+        return identify(in_memory(self._pipe, components(self.family)), self.family)
+
+    @property
+    def base_sha256(self) -> str:
+        """Digest of the denoiser's and the text encoders' values; see `Identity`."""
+        return self.identity.sha256
+
+    @property
+    def base_sketch(self) -> Sketch:
+        """A few numbers that tell this base from another within a dtype's rounding."""
+        return self.identity.sketch
+
+    @property
+    def digest(self) -> str:
+        """Nothing of it lies in files: what it is made of says which one it is."""
+        return self.base_sha256
+
+    @property
+    def drawn_by(self) -> str | None:
+        """Nobody can say: the pipeline is its user's, with whatever hooks and parts it has."""
+        return None
+
+    def _refuse_changed(self) -> None:
+        for component in components(self.family):
+            module = getattr(self._pipe, component, None)
+            if found := adapters(module):
+                raise FamilyError(
+                    "this pipeline has LoRA adapters loaded",
+                    got=f"{', '.join(found)} on its {component}",
+                    allowed="the base alone: what is computed from an adapter's states belongs to it",
+                    next="pipe.unload_lora_weights() first, load them again afterwards",
+                )
+        if edits := beneath.get(uncompiled(self._pipe.unet)):
+            raise FamilyError(
+                "an edit is applied to this pipeline",
+                got=f"{len(edits)} of its weights are edited",
+                allowed="the base alone",
+                next="edit.remove(pipe) first; to erase both: editforge.erase(pipe, [NAME, NAME])",
+            )
+
+
+def detect_in_memory(pipe: Any) -> Family:
+    """The shipped family that the parts of a pipeline make, whatever task its class is for.
+
+    Image to image, inpainting with the base's own UNet, ControlNet and others share these parts.
+
+    Raises:
+        FamilyError: another UNet or another kind of text encoder, by name.
+    """
+    config = uncompiled(pipe.unet).config
+    width, reads = config.get("cross_attention_dim"), config.get("in_channels")
+    families = [load_family(name) for name in shipped_families()]
+    fitting = [family for family in families if family.match.text_width == width]
+    if not fitting:
+        known = "; ".join(f"{f.name} (text width {f.match.text_width})" for f in families)
+        raise FamilyError(
+            "unknown architecture",
+            got=f"{type(pipe).__name__}, text width {width}",
+            allowed=known,
+            next="describe it in a family YAML: editforge.erase(pipe, ..., family='my.yaml')",
+        )
+    writes = config.get("out_channels")
+    if reads != writes:  # a mask or a picture beside the noise
+        raise _unlike(
+            pipe,
+            "a UNet that reads more than noise",
+            f"{reads} channels, and it writes {writes}",
+        )
+    problems = []
+    for family in fitting:
+        problem = next(filter(None, (_no_encoder(pipe, part) for part in family.text)), None)
+        if problem is None:
+            return family
+        problems.append(problem)
+    raise _unlike(pipe, f"another text side than family {fitting[0].name} has", problems[0])
+
+
+def _no_encoder(pipe: Any, part: TextSlice) -> str | None:
+    """Why the pipeline's encoder is not the family's; None: it is."""
+    encoder = uncompiled(getattr(pipe, part.encoder, None))
+    name = type(encoder).__name__
+    if encoder is None:
+        return f"pipe.{part.encoder} is not there"
+    if name not in _CLIP:
+        return f"pipe.{part.encoder} is a {name}, not a {_CLIP[0]}"
+    own = encoder.config.hidden_size
+    return None if own == part.width else f"pipe.{part.encoder} has width {own}, not {part.width}"
+
+
+def _unlike(pipe: Any, what: str, got: str) -> FamilyError:
+    return FamilyError(
+        f"this pipeline has {what}",
+        got=f"{type(pipe).__name__}: {got}",
+        allowed="any pipeline made of a family's UNet and text encoders: editforge list families",
+        next="load the base checkpoint in a pipeline, for example StableDiffusionPipeline",
+    )

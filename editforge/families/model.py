@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from editforge.families.encode import TextEncoder
+from editforge.families.identity import Identity, Piece, Sketch, components, identify, plain_name
 from editforge.families.outline import reader
 from editforge.families.schema import Family, load_family, shipped_families
-from editforge.ground.disk import read_json, sha256_file
+from editforge.ground.disk import read_json, sha256_file, sha256_json
 from editforge.ground.errors import FamilyError
-from editforge.ground.files import check_finite, read_header, read_tensors
+from editforge.ground.files import TensorInfo, check_finite, read_header, read_tensors
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,11 @@ class TextModel(Protocol):
     @property
     def base_sha256(self) -> str: ...  # noqa: D102
     @property
+    def base_sketch(self) -> Sketch: ...  # noqa: D102
+    @property
     def digest(self) -> str: ...  # noqa: D102
+    @property
+    def drawn_by(self) -> str | None: ...  # noqa: D102
     def weight(self, path: str) -> Tensor: ...  # noqa: D102
     def pipeline(self) -> Any: ...  # noqa: D102
 
@@ -199,9 +204,44 @@ class Model:
             ) from None
 
     @cached_property
+    def identity(self) -> Identity:
+        """What an edit belongs to: denoiser and text encoders, however they lie on the disk."""
+        return identify(self._pieces(), self.family)
+
+    @property
     def base_sha256(self) -> str:
-        """Digest of the denoiser's weight files: what an edit belongs to."""
-        return self._digest({path.name: path for path in self.weight_files})
+        """Digest of the denoiser's and the text encoders' values; see `Identity`."""
+        return self.identity.sha256
+
+    @property
+    def base_sketch(self) -> Sketch:
+        """A few numbers that tell this base from another within a dtype's rounding."""
+        return self.identity.sketch
+
+    def _pieces(self) -> Iterator[Piece]:
+        """The weights that a loader takes from the files, by the names that it gives them."""
+        for component in components(self.family):
+            files, known = self._files_of(component), None
+            if component != self.family.denoiser:
+                known = self.reader.names(component)
+            for file in files:
+                table = self._tables.get(file) or read_header(file)[1]
+                for name, info in table.items():
+                    plain = plain_name(name)
+                    if info.dtype in _FLOATS and (known is None or plain in known):
+                        load = partial(_read, file, name, table)
+                        yield Piece(component, plain, info.shape, load)
+
+    def _files_of(self, component: str) -> list[Path]:
+        """Of the variant; of a component that has none of it the unsuffixed ones, as loaders do."""
+        if component == self.family.denoiser:
+            return self.weight_files
+        try:
+            return weight_files(self.folder / component, self.variant)
+        except FamilyError:
+            if self.variant is None:
+                raise
+            return weight_files(self.folder / component, None)
 
     @cached_property
     def digest(self) -> str:
@@ -215,6 +255,11 @@ class Model:
         }
         return self._digest(files)
 
+    @property
+    def drawn_by(self) -> str | None:
+        """What decides, to the last bit, which pictures `pipeline()` draws: part of a cache's key."""
+        return sha256_json([self.digest, self.variant, str(self.dtype)])
+
     def _digest(self, files: Mapping[str, Path]) -> str:
         for path in files.values():
             if path not in self._hashed:
@@ -224,7 +269,12 @@ class Model:
 
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_FLOATS = {"F64", "F32", "F16", "BF16"}  # a buffer of positions is no weight
 _NOT_TEXT = {"unet", "vae", "safety_checker", "feature_extractor", "image_encoder"}
+
+
+def _read(file: Path, name: str, table: Mapping[str, TensorInfo]) -> Tensor:
+    return read_tensors(file, [name], table)[name]
 
 
 def detect(index: dict[str, Any], config: dict[str, Any]) -> Family:
@@ -283,7 +333,8 @@ def weight_name(component: str, others: Sequence[str], variant: str | None) -> s
     raise FamilyError(
         f"no {'variant ' + variant + ' of the ' if variant else ''}{component} weights",
         got=", ".join(others[:6]) or "an empty or missing folder",
-        allowed=f"diffusion_pytorch_model{middle}.safetensors",
+        allowed=f"{'model' if 'text' in component else 'diffusion_pytorch_model'}"
+        f"{middle}.safetensors",
         next=hint,
     )
 

@@ -1,9 +1,10 @@
 """Words a model knows, with the state of each: the family's own list, the tokenizer's, or a file.
 
 Encoding 50,000 words takes minutes for a large text encoder and never changes, so long lists are kept
-in the user's cache folder under a hash of encoder weights and words, and not in memory: their states
-take hundreds of megabytes that a later stage needs. A damaged cache is written anew. Short lists are
-kept by the encoder; see `TextEncoder.encode_words`.
+in the user's cache folder under a hash of the words and of what decides a state
+(`TextEncoder.digest`), and not in memory: their states take hundreds of megabytes that a later stage
+needs. A damaged cache is written anew. Short lists are kept by the encoder; see
+`TextEncoder.encode_words`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def load_vocabulary(
     words, encoder = word_list(model, source), model.encoder
     path = None
     if len(words) >= _CACHED_FROM:
-        path = cache_folder() / f"{sha256_json([model.digest, words])}.safetensors"
+        path = cache_folder() / f"{sha256_json([encoder.digest, words])}.safetensors"
     team = team if team and path else Team()
     kept = encoder.kept(words)
     kept = recall(path, "vectors") if kept is None and path else kept
@@ -144,6 +145,11 @@ def recall(path: Path, name: str) -> Tensor | None:
 
 
 def cache_folder() -> Path:
-    """Where what is slow to compute and never changes is kept between runs."""
+    """Where words that are slow to encode are kept between runs."""
+    return cache_root() / "words"
+
+
+def cache_root() -> Path:
+    """The user's folder for what is slow to compute and never changes; it may be deleted."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "editforge" / "words"
+    return Path(root) / "editforge"

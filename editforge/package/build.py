@@ -18,6 +18,7 @@ from editforge.artifacts.eraser import Eraser
 from editforge.artifacts.report import BENCHMARK_VERSION
 from editforge.artifacts.report import SCHEMA as RESULTS_SCHEMA
 from editforge.artifacts.sums import write_sums
+from editforge.families.identity import Identity
 from editforge.ground.disk import read_json
 from editforge.ground.errors import PackageError
 from editforge.package.card import check_results
@@ -121,12 +122,13 @@ def _check_inputs(model: BaseModel, eraser: Eraser, output: Path, exports: Seque
     check_accepted(type(eraser), exports)
     if output.exists() and any(output.iterdir()):
         raise PackageError("the output folder is not empty", got=output.name)
-    owner = eraser.provenance.get("base_sha256")
-    if owner and model.base_sha256 and owner != model.base_sha256:
+    owner = Identity.recorded(eraser.provenance)
+    gap = owner.apart(Identity(model.base_sha256, model.base_sketch))
+    if gap is not None:
         raise PackageError(
             "this edit belongs to another base model",
-            got=f"{model.label} ({model.base_sha256[:12]})",
-            allowed=f"{eraser.provenance.get('base_model')} ({str(owner)[:12]})",
+            got=f"{model.label} ({model.base_sha256[:12]}), {gap}",
+            allowed=f"{eraser.provenance.get('base_model')} ({owner.sha256[:12]})",
             next="package it with its own base",
         )
     for export in exports:

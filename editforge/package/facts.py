@@ -82,6 +82,7 @@ class Claims(_Read):
     base_model: Text = ""
     base_revision: Text | None = None
     base_sha256: Text | None = None
+    base_sketch: dict[str, Any] = {}
 
     @property
     def concepts(self) -> list[Concept]:

@@ -7,6 +7,7 @@ takes them and how they are loaded; card, pictures, hashes and `reproduce/` are 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ class BaseModel(Exportable, Protocol):
     def revision(self) -> str | None: ...  # noqa: D102
     @property
     def base_sha256(self) -> str: ...  # noqa: D102
+    @property
+    def base_sketch(self) -> Mapping[str, Any]: ...  # noqa: D102
     @property
     def license(self) -> str | None: ...  # noqa: D102
     @property

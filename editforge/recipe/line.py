@@ -90,7 +90,7 @@ LINE = (
         "edit",
         ("mine", "target"),
         "artifacts.weight_edit:WeightEdit",
-        version=2,
+        version=3,
         inputs="EditInputs",
         erases=True,
     ),
@@ -107,13 +107,13 @@ LINE = (
         "guide",
         ("mine", "target"),
         None,
-        version=1,
+        version=2,
         inputs="GuideInputs",
         erases=True,
         shared=True,
     ),
-    Step("evaluate", ("mine", "target", ERASER), "artifacts.report:Report", version=2, shared=True),
-    Step("package", (ERASER, "evaluate"), None, version=2),
+    Step("evaluate", ("mine", "target", ERASER), "artifacts.report:Report", version=3, shared=True),
+    Step("package", (ERASER, "evaluate"), None, version=3),
 )
 STAGES = tuple(step.name for step in LINE if step.inputs)
 LISTS = {step.name: step.list for step in LINE if step.list}

@@ -15,6 +15,7 @@ from pathlib import Path
 from editforge.artifacts.eraser import Acting, Eraser
 from editforge.artifacts.lora.read import read_lora
 from editforge.families.config import ModelConfig
+from editforge.families.identity import Identity
 from editforge.families.model import Model
 from editforge.ground.errors import PackageError, RecipeError
 from editforge.ground.files import read_header
@@ -55,12 +56,13 @@ class Found:
         Raises:
             PackageError: another base (`named` is what it was called), or weights it cannot take.
         """
-        told = self.claims.base_sha256
-        if told not in (None, model.base_sha256):
+        told = Identity.recorded(self.claims.model_dump())
+        gap = told.sha256 and told.apart(model.identity)
+        if gap:
             raise PackageError(
                 "this edit belongs to another base model",
-                got=f"{named} ({model.base_sha256[:12]})",
-                allowed=f"{self.claims.base_model} ({str(told)[:12]})",
+                got=f"{named} ({model.base_sha256[:12]}), {gap}",
+                allowed=f"{self.claims.base_model} ({told.sha256[:12]})",
                 next="name it: --model",
             )
         if self.family not in (None, model.family.name):

@@ -34,6 +34,7 @@ def provenance_of(
         "base_model": model.label,
         "base_revision": model.revision,
         "base_sha256": model.base_sha256,
+        "base_sketch": dict(model.base_sketch),
         "erased": rows,
         "combined": "one concept" if len(rows) == 1 else "joint",
         "preserve": targets.preserved if targets else [],

@@ -120,6 +120,7 @@ def gate(
         progress=context.progress,
         workdir=context.work,
         workdir_of=model.digest if context.work else None,
+        base=model.drawn_by,
         team=context.team,
     )
 
