@@ -6,15 +6,18 @@ and said nothing. Thresholds are ours (methods.md 1.4) and options of the recipe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from editforge.families.model import TextModel
 from editforge.ground.errors import EditError
 from editforge.ground.linalg import Solution, amplification, moved
+from editforge.ground.names import filled
 
 
 class Limits(BaseModel):
@@ -26,7 +29,7 @@ class Limits(BaseModel):
     change: tuple[float, float] = Field((1.0, 3.0), description="|B A| / |W|, worst map.")
     amplification: tuple[float, float] = Field((10.0, 30.0), description="Spectral norm of E.")
     residual: tuple[float, float] = Field(
-        (0.05, 0.5), description="|E c - t| / |c - t|, by concept."
+        (0.05, 0.5), description="What is left of the way to the target, by concept."
     )
     drift: float = Field(0.05, description="|E p - p| / |p|, worst preserve vector: warns only.")
 
@@ -45,6 +48,7 @@ def check_solution(
     limits: Limits,
     say: Callable[[str], None],
     judged: Sequence[int] | None = None,
+    residual: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Measure one solve and compare it with its limits.
 
@@ -56,6 +60,8 @@ def check_solution(
         limits: (warn, refuse) of each number.
         say: takes a warning.
         judged: erased columns that must reach their target; None: all. Others are helpers.
+        residual: of each concept, if it was measured on states that the solve has not read; None:
+            on the columns themselves.
 
     Returns:
         The numbers, JSON-able, for provenance and card.
@@ -64,10 +70,11 @@ def check_solution(
         EditError: a number is over its second limit, or not a number.
     """
     erased, target, preserve = (tensor.double() for tensor in vectors)
-    gap = (erased - target).norm(dim=0).clamp(min=1e-30)
-    left = (moved(erased, erased, target, solution.A) - target).norm(dim=0) / gap
-    columns = range(len(owners[0])) if judged is None else judged
-    residual = _worst_by_owner(left[list(columns)], [owners[0][at] for at in columns])
+    if residual is None:
+        gap = (erased - target).norm(dim=0).clamp(min=1e-30)
+        left = (moved(erased, erased, target, solution.A) - target).norm(dim=0) / gap
+        columns = range(len(owners[0])) if judged is None else judged
+        residual = _worst_by_owner(left[list(columns)], [owners[0][at] for at in columns])
     after = moved(preserve, erased, target, solution.A)
     drift = _worst_by_owner(
         (after - preserve).norm(dim=0) / preserve.norm(dim=0).clamp(min=1e-30), owners[1]
@@ -102,6 +109,57 @@ def check_solution(
         say(f"note: the preserved {word!r} drifts by {numbers['drift']:.3f} of its length")
     rounded = {name: float(f"{value:.6g}") for name, value in numbers.items()}
     return {**rounded, "residuals": {name: float(f"{v:.6g}") for name, v in residual.items()}}
+
+
+def way_left(
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Sequence[str],
+    model: TextModel,
+    shift: Tensor,
+    A: Tensor,
+) -> dict[str, float]:
+    """Of each concept, the share of the way to its target that the edit leaves, on unseen prompts.
+
+        1 - <E x - x, t - x> / |t - x|^2        x, t: mean state behind the name, and its target's
+
+    1 is not moved at all, 0 has arrived; an edit that goes past its target has 0 left. The worst of
+    the concept's names counts.
+
+    Args:
+        rows: provenance of the erased concepts.
+        prompts: templates with {n} or {a} that the solve has not read.
+        model: whose encoder reads them.
+        shift: (d, n).
+        A: (n, d).
+    """
+    left: dict[str, float] = {}
+    for row in rows:
+        goal = _behind(prompts, str(row["target"]), model)
+        names = (row["name"], *row["aliases"], *row.get("mined", ()))
+        for name in names:
+            x = _behind(prompts, name, model)
+            gap = goal - x
+            share = float(((shift @ (A @ x)) * gap).sum() / gap.square().sum().clamp(min=1e-30))
+            worst = left.get(row["name"], 0.0)
+            left[row["name"]] = max(worst, 1 - share) if math.isfinite(share) else math.inf
+    return left
+
+
+def _behind(prompts: Sequence[str], name: str, model: TextModel) -> Tensor:
+    """(d, prompts): the mean state behind the name, or of the empty prompt."""
+    texts = [filled(text, name) if name else "" for text in prompts]
+    first = [model.encoder.span(text, name).last if name else 0 for text in texts]
+    states = model.encoder.encode(texts).double()
+    return torch.stack(
+        [own[at + 1 :].mean(dim=0) for own, at in zip(states, first, strict=True)], dim=1
+    )
+
+
+def drift_of(moment: Tensor, shift: Tensor, A: Tensor) -> float:
+    """Root mean square of |E x - x| / |x| over what `moment` (d, d) was summed from; 0 if nothing."""
+    total = float(moment.diagonal().sum())
+    gone = float(((shift @ A) @ moment * (shift @ A)).sum())
+    return float(f"{math.sqrt(max(gone, 0.0) / total):.6g}") if total > 0 else 0.0
 
 
 def _worst_by_owner(values: Tensor, owners: Sequence[str]) -> dict[str, float]:

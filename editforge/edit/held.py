@@ -18,6 +18,7 @@ from torch import Tensor
 
 from editforge.edit import vectors
 from editforge.edit.vectors import Columns
+from editforge.families.model import TextModel
 from editforge.families.vocabulary import cache_folder, recall, thinned, word_list
 from editforge.ground.disk import sha256_file, sha256_json
 from editforge.ground.files import write_safetensors
@@ -33,25 +34,26 @@ _MADE_BY = (Path(__file__), Path(vectors.__file__))  # other code may add other 
 
 def background(
     columns: Columns,
-    source: str | None,
+    sources: Sequence[str],
     limit: int,
     taken: Sequence[str],
     context: Context,
 ) -> Tensor:
-    """Second moment (d, d) of the words of `source` that are not taken.
+    """Second moment (d, d) of the words of all sources that are not taken, each once.
 
     Args:
         columns: how a name is read.
-        source: a word list, see `load_vocabulary`; None: nothing is held, a zero matrix.
-        limit: a longer list is thinned evenly, so that frequent and rare words stay represented.
+        sources: word lists, see `load_vocabulary`; none: nothing is held, a zero matrix.
+        limit: of each list; a longer one is thinned evenly, so that frequent and rare words stay represented.
         taken: names that are erased, mean the same, or are preserved by name.
         context: model, cache and progress.
     """
     width = context.model.family.text_width
-    if source is None:
+    if not sources:
         return torch.zeros(width, width, dtype=torch.float64)
     out = {fold(word) for word in taken}
-    words = thinned(word_list(context.model, source), limit)
+    lists = [thinned(word_list(context.model, source), limit) for source in sources]
+    words = list({fold(word): word for words in reversed(lists) for word in words}.values())
     less = [word for word in words if fold(word) in out]
     with context.bar(len(words) + len(less), "encoding the background") as bar:
         # What is taken off is read once: not again from a list that every run reads, nor again by
@@ -99,3 +101,13 @@ def _kept(columns: Columns, words: Sequence[str], width: int, context: Context, 
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, never the run
         write_safetensors(path, {"moment": found}, {})
     return found
+
+
+def empty_prompt(model: TextModel) -> Tensor:
+    """Begin of text and the mean over the other states of the empty prompt, as x x^T: (d, d), float64.
+
+    The first is in every prompt, and all of them are in the unconditional branch of every picture.
+    """
+    states = model.encoder.encode([""])[0].double()
+    first, others = states[:1], states[1:]
+    return first.T @ first + others.T @ others / len(others)

@@ -1,14 +1,15 @@
-"""Move the concept's mean state exactly to its target's, with the least drift of everything else.
+"""Move the concept's mean state towards its target's, with the least drift of everything else.
 
-A prompt does not carry a concept in one state: the name's last token, the end of text and every
-padding position behind it hold some of it, and each depends on the words around. A ridge solve that
-maps one such state to one target leaves the others, and one that maps them all has the rank of all of
-them. Here the states of one concept form three groups (last token, end, padding) over several
-templates; each group is moved by one vector, from its mean to the target's mean. What the words around
-add to a state stays in it. The rank is three per name, whatever the number of templates, and exact.
+A prompt does not carry a concept in one state: the name's last token, the words behind it, the end of
+text and every padding position hold some of it, and each depends on the words around. A ridge solve
+that maps one such state to one target leaves the others, and one that maps them all has the rank of all
+of them. Here the states of one concept form groups (last token, words behind, end, padding) over
+several templates; each group is moved by one vector, from its mean to the target's mean. What the words
+around add to a state stays in it. The rank is the number of groups, whatever the number of templates.
 
-The factor A is the minimum-variance solution with a linear constraint (Capon's beamformer): among all
-A that answer the concept's means with one, the one that answers everything held the least.
+How far a mean goes is weighed against what everything held would drift. Many names share the d
+dimensions of a text state: asked to move all of them exactly, any linear map tears up the rest
+(docs/decisions.md has the law). So the weight is finite, and the way that is left is reported.
 """
 
 from __future__ import annotations
@@ -29,16 +30,18 @@ from editforge.artifacts.chosen import (
     templates_of,
 )
 from editforge.artifacts.concepts import Concept
-from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.edit.checks import Limits, check_solution, relative_change
-from editforge.edit.held import background, moments
-from editforge.edit.vectors import Columns, Templates
+from editforge.edit.checks import Limits, check_solution, drift_of, way_left
+from editforge.edit.factors import factors_of
+from editforge.edit.held import background, empty_prompt, moments
+from editforge.edit.vectors import END, Columns, Templates
 from editforge.families.vocabulary import check_words
-from editforge.ground.linalg import constrained, rank
+from editforge.ground.linalg import constrained, solve
 from editforge.recipe.contract import Context, EditInputs, EditOutput, StageConfig
 from editforge.recipe.registry import register
+
+_UNSEEN = ("this is {a}", "{a} in a picture")  # prompts that no solve reads
 
 
 class MeanShiftConfig(StageConfig):
@@ -51,26 +54,39 @@ class MeanShiftConfig(StageConfig):
     reach: float = Field(
         1.0, gt=0, description="How far towards the target; over 1 goes past it. Higher: stronger."
     )
-    preserve_weight: float = Field(1.0, ge=0, description="Higher: named preserves drift less.")
-    background: str | None = Field(
-        "family", description="Word list held as a whole: family, tokenizer, a file; null: none."
+    erase_weight: float | None = Field(
+        None,
+        gt=0,
+        description="Of each group mean. Higher: surer erasure, more drift; null: exactly there.",
     )
-    background_weight: float = Field(1.0, ge=0, description="Higher: other words drift less.")
+    preserve_weight: float = Field(
+        10.0, ge=0, description="Of each name preserved. Higher: it drifts less."
+    )
+    empty_weight: float = Field(
+        30.0, ge=0, description="Of begin of text and of the empty prompt, in every picture."
+    )
+    background: tuple[str, ...] = Field(
+        ("family", "tokenizer"), description="Word lists held as a whole; see mine.words."
+    )
+    background_weight: float = Field(1.0, ge=0, description="Of each word. Higher: it drifts less.")
     background_limit: int = Field(
         200, ge=1, description="Longer lists are thinned to this many. Higher: slower, surer."
     )
     ridge: float = Field(
         1e-2, gt=0, description="Relative to the mean squared norm. Higher: smaller factors."
     )
-    limits: Limits = Field(Limits(), description="When a solve warns, and when it refuses.")
+    limits: Limits = Field(
+        Limits(residual=(0.7, 0.95)), description="When a solve warns, and when it refuses."
+    )
 
     def check_early(self, concepts: tuple[Concept, ...]) -> None:
         """A background list that is a file must be there."""
-        check_words(self.background)
+        for source in self.background:
+            check_words(source)
 
     def rank_of(self, names: int, templates: int, window: int, neighbors: int) -> int:
-        """Three groups a name, whatever the number of templates."""
-        return 3 * names
+        """Four groups a name, whatever the number of templates."""
+        return 4 * names
 
 
 @register("edit", "mean-shift")
@@ -78,76 +94,81 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     """Solve all concepts jointly.
 
         M = mean states (d, k) of the groups of all erased names; S = their targets' means
-        G = lam I + sum over held and erased names of w * mean of x x^T
-        A = (M^T G^-1 M)^-1 M^T G^-1,   A M = I          the least sum of w |A x|^2 that does it
+        G = lam I + sum over everything held of weight * mean of x x^T
+        A = (M^T G^-1 M + I / w)^-1 M^T G^-1            w = erase_weight
         W'_l = W_l + W_l (reach (S - M)) A
 
-    Guarantee: the mean state of each group goes exactly to its target (reach 1); the rank is the
-    number of groups, three per erased name; what is orthogonal to G^-1 M does not move.
+    Guarantee: the least sum of w |A m_i - e_i|^2 and weight |A x|^2; with w = null A M = I exactly.
+    The rank is at most the number of groups, four per erased name; what is orthogonal to G^-1 M does
+    not move.
 
     Raises:
         EditError: a check refuses, or two erased names are one to the encoder.
     """
-    model, width = context.model, context.model.family.text_width
-    readers = {c.kind: _columns([str(c.kind)], config, context) for c in inputs.concepts}
-    means, goals, owners = [], [], []
-    scatter = torch.zeros(width, width, dtype=torch.float64)
-    for concept in inputs.concepts:
-        columns, goal = readers[concept.kind], becomes(concept, inputs)
-        names = erased_names(concept, inputs)
-        columns.read_all([*names, goal])
-        aim = _group_means(columns, columns.of(goal))
-        for name in names:
-            X = columns.of(name)
-            means.append(_group_means(columns, X))
-            goals.append(aim)
-            owners += [concept.name] * 3
-            scatter.addmm_(X, X.T, alpha=1 / X.shape[1])
-        columns.forget()
-    system = System(
-        erased=torch.cat(means, dim=1),
-        target=torch.cat(goals, dim=1),
-        scatter=scatter,
-        erased_owner=tuple(owners),
-        preserve=tuple(preserved_names(inputs)),
-        rows=provenance_rows(inputs),
-        base_sha256=model.base_sha256,
-        method="mean-shift",
-        kin=kin(inputs),
-    )
+    model = context.model
+    system = _system(inputs, config, context)
     if inputs.earlier is not None:
         system = system.joined(inputs.earlier)
     columns = _columns([str(row["kind"]) for row in system.rows], config, context)
     taken = [*system.preserve, *system.names, *system.kin]
     others = background(columns, config.background, config.background_limit, taken, context)
     with context.bar(len(system.preserve), "encoding what is preserved") as bar:
-        held, preserved = moments(columns, system.preserve, width, bar)
-    G = others.mul_(config.background_weight).add_(preserved, alpha=config.preserve_weight)
-    if system.scatter is not None:
-        G += system.scatter
-    solution = constrained(system.erased, G, ridge=config.ridge)
+        held, preserved = moments(columns, system.preserve, model.family.text_width, bar)
+    G = config.background_weight * others + config.preserve_weight * preserved
+    G += config.empty_weight * empty_prompt(model)
+    if config.erase_weight is None:
+        solution = constrained(system.erased, G, ridge=config.ridge)
+    else:
+        count = system.erased.shape[1]
+        solution = solve(
+            system.erased,
+            system.erased[:, :0],
+            erase_weight=torch.full((count,), config.erase_weight, dtype=torch.float64),
+            preserve_weight=torch.zeros(0, dtype=torch.float64),
+            ridge=config.ridge,
+            moment=G,
+        )
     shift = config.reach * (system.target - system.erased)
-    A = solution.A.float()  # one tensor, shared by all maps
-    gram = solution.A @ solution.A.T
-    factors, change = {}, 0.0
-    with context.bar(len(model.paths), "solving") as bar:
-        for path in model.paths:
-            weight = model.weight(path).double()
-            B = weight @ shift
-            factors[path] = LowRank(B.float(), A)
-            change = max(change, relative_change(B, gram, weight))
-            bar.update()
-    vectors = (system.erased, system.erased + shift, held)
+    factors, change, exact = factors_of(shift, solution.A, context)
     checks = check_solution(
         solution,
-        vectors,
+        (system.erased, system.erased + shift, held),
         (system.erased_owner, system.preserve),
         change,
         config.limits,
         context.say,
+        residual=way_left(system.rows, _UNSEEN, model, shift, solution.A),
     )
-    exact = rank(shift, solution.A)
+    checks["background_drift"] = drift_of(others, shift, solution.A)
     return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance(system, checks)), system)
+
+
+def _system(inputs: EditInputs, config: MeanShiftConfig, context: Context) -> System:
+    """Means of every group of every erased name, and of its target's same group."""
+    readers = {c.kind: _columns([str(c.kind)], config, context) for c in inputs.concepts}
+    means: list[Tensor] = []
+    goals: list[Tensor] = []
+    owners: list[str] = []
+    for concept in inputs.concepts:
+        columns, goal = readers[concept.kind], becomes(concept, inputs)
+        names = erased_names(concept, inputs)
+        columns.read_all([*names, goal])
+        for name in names:
+            groups = [at for at, group in enumerate(columns.groups(name)) if group]
+            means.append(_means(columns, name, groups))
+            goals.append(_means(columns, goal, groups))
+            owners += [concept.name] * len(groups)
+        columns.forget()
+    return System(
+        erased=torch.cat(means, dim=1),
+        target=torch.cat(goals, dim=1),
+        erased_owner=tuple(owners),
+        preserve=tuple(preserved_names(inputs)),
+        rows=provenance_rows(inputs),
+        base_sha256=context.model.base_sha256,
+        method="mean-shift",
+        kin=kin(inputs),
+    )
 
 
 def _columns(kinds: Sequence[str], config: MeanShiftConfig, context: Context) -> Columns:
@@ -155,6 +176,9 @@ def _columns(kinds: Sequence[str], config: MeanShiftConfig, context: Context) ->
     return Columns(context.model, templates, "phrase", pads=config.pads)
 
 
-def _group_means(columns: Columns, X: Tensor) -> Tensor:
-    """(d, 3): the mean of each group of one name's columns."""
-    return torch.stack([X[:, group].mean(dim=1) for group in columns.groups], dim=1)
+def _means(columns: Columns, name: str, wanted: Sequence[int]) -> Tensor:
+    """(d, groups): the mean of each wanted group of one name's columns; of its ends where it has none,
+    as the empty prompt has no words behind a name."""
+    X, groups = columns.of(name), columns.groups(name)
+    own = [groups[at] or groups[END] for at in wanted]
+    return torch.stack([X[:, group].mean(dim=1) for group in own], dim=1)

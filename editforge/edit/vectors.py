@@ -18,6 +18,7 @@ from editforge.families.model import TextModel
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import filled
 
+END = 2  # in `Columns.groups`
 TokenRule = Literal["subject", "subject_eot", "aligned", "all", "phrase"]
 NullRule = Literal["bos", "eot", "pad_mean"]
 
@@ -50,8 +51,8 @@ class Columns:
         tokens: `subject`, the name's last token; `subject_eot`, it and the end of text; `aligned`,
             from the last token to the window's end, the longer side cut at its end; `all`, every
             position behind begin of text (whose state is the same for every prompt, so it is held
-            but never erased); `phrase`, the last token, the end of text and `pads` of the padding
-            positions, evenly spaced.
+            but never erased); `phrase`, the last token, the words behind the name, the end of text
+            and `pads` of the padding positions, evenly spaced.
         null_vector: what "nothing" is: the begin-of-text state, position 1 of the empty prompt
             (`eot`, it has read the whole prompt), or the mean of its padding states. Under `aligned`
             the empty prompt is read position by position, from the first (`bos`) or second (`eot`).
@@ -72,16 +73,18 @@ class Columns:
         self._states: dict[str, Tensor] = {}
         self._again: dict[str, Tensor | None] = {}
 
-    @property
-    def groups(self) -> list[list[int]]:
-        """Of rule `phrase`: the columns of `of(name)` that are last tokens, ends, and paddings."""
-        step, count = 2 + self._pads, len(self._templates)
-        tails = [row * step + 2 + pad for row in range(count) for pad in range(self._pads)]
-        return [
-            [row * step for row in range(count)],
-            [row * step + 1 for row in range(count)],
-            tails,
-        ]
+    def groups(self, name: str) -> list[list[int]]:
+        """Of rule `phrase`: the columns of `of(name)` that are last tokens, words behind the name,
+        ends, and paddings, over all templates. Words behind are none where no template has any."""
+        found: list[list[int]] = [[], [], [], []]
+        first = 0
+        for text in self._templates:
+            span = self._encoder.span(filled(text, name), name) if name else None
+            behind = span.end - span.last - 1 if span else 0
+            for group, count in zip(found, (1, behind, 1, self._pads), strict=True):
+                group += range(first, first + count)
+                first += count
+        return found
 
     @property
     def rule(self) -> list[object]:
@@ -179,7 +182,7 @@ class Columns:
         if self._tokens == "phrase":
             padding = min(end + 1, window - 1)
             spaced = torch.linspace(padding, window - 1, self._pads).long().tolist()
-            return [last, end, *spaced]
+            return [last, *range(last + 1, end), end, *spaced]
         return list(range(last if self._tokens == "aligned" else first, window))
 
     def _at(self, text: str, name: str, positions: Sequence[int]) -> Tensor:

@@ -146,6 +146,55 @@ def constrained(means: Tensor, gram: Tensor, *, ridge: float) -> Solution:
     return Solution(A, lam, (high + lam) / (low + lam))
 
 
+def null_space(
+    erased: Tensor, preserved: Tensor, fixed: Tensor, *, threshold: float, ridge: float
+) -> Solution:
+    """A factor A (n, d) that is zero on the span of what is preserved, and on `fixed`.
+
+    Guarantee: A p = 0 for every p in the span of the eigenvectors of `preserved` above the threshold,
+    and A K = 0 for K = fixed, both to rounding. Rank at most n.
+
+    Formula, with C = erased and sigma, U the eigenvalues and eigenvectors of `preserved`:
+
+        P = U_0 U_0^T, columns with sigma < threshold * sigma_max      S = C C^T / n
+        lam = ridge * mean |C_i|^2            M = (S P + lam I)^-1
+        A   = C^T P (I - M K (K^T P M K)^+ K^T P) M / n
+
+    Args:
+        erased: (d, n).
+        preserved: (d, d), mean of p p^T over what is preserved. More: a smaller null space.
+        fixed: K (d, k), states that stay whatever is preserved.
+        threshold: relative. Higher: more directions are free, and what is preserved drifts more.
+        ridge: > 0. Raising it shrinks the edit.
+
+    Raises:
+        EditError: nothing is free, shapes do not fit, or a value that is not finite.
+
+    Reference: Li et al., "SPEED", arXiv 2503.07392; methods.md 5.4.
+    """
+    C, K, S0 = erased.double(), fixed.double(), preserved.double()
+    ones = torch.ones(C.shape[1], dtype=torch.float64)
+    _check_inputs(C, K, ones, torch.ones(K.shape[1], dtype=torch.float64), ridge, S0)
+    d, n = C.shape
+    sigma, U = torch.linalg.eigh((S0 + S0.T) / 2)
+    free = U[:, sigma <= threshold * sigma[-1].clamp(min=0)]
+    if free.shape[1] == 0:
+        raise EditError(
+            "what is preserved leaves no direction to edit",
+            got=f"{d} of {d} dimensions in use",
+            next="preserve fewer names (--set edit.background=null), or raise edit.threshold",
+        )
+    P = free @ free.T
+    lam = ridge * float(C.square().sum(dim=0).mean())
+    G = C @ C.T / n @ P
+    G.diagonal().add_(lam)
+    M = torch.linalg.solve(G, torch.eye(d, dtype=torch.float64))
+    inner = torch.linalg.pinv(K.T @ P @ M @ K, rtol=1e-10)
+    A = C.T @ P @ (M - M @ K @ inner @ (K.T @ P @ M)) / n
+    values = torch.linalg.svdvals(G)
+    return Solution(A, lam, float(values[0] / values[-1]))
+
+
 def null_operator(erased: Tensor, target: Tensor, A: Tensor) -> Tensor:
     """E = I + (T - C) A, (d, d): feeding E h to the original maps equals editing all of them."""
     d = erased.shape[0]
