@@ -80,7 +80,9 @@ def measure(model, pipe, names, method, sets, images) -> dict:
     context = Context(model)
     row = {"count": len(names), "names": names, "recipe": " ".join([method, *own])}
     if method == "uce":  # the targets and the preserve list that the others have
-        recipe = recipe.model_copy(update={"target": resolve("default", {"concepts": ["x"]}).target})
+        recipe = recipe.model_copy(
+            update={"target": resolve("default", {"concepts": ["x"]}).target}
+        )
     try:
         neighbors = mine(recipe, context)
         targets = choose(recipe, neighbors, context)

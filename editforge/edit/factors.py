@@ -10,9 +10,7 @@ from editforge.ground.linalg import rank, truncated
 from editforge.recipe.contract import Context
 
 
-def factors_of(
-    shift: Tensor, A: Tensor, context: Context
-) -> tuple[dict[str, LowRank], float, int]:
+def factors_of(shift: Tensor, A: Tensor, context: Context) -> tuple[dict[str, LowRank], float, int]:
     """W_l D A of every map l of the model, as factors with one A for all of them.
 
     Args:

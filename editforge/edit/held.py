@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
 
 from editforge.edit import vectors
@@ -25,6 +26,13 @@ from editforge.ground.files import write_safetensors
 from editforge.ground.names import fold
 from editforge.recipe.contract import Context
 
+
+def _sources(value: Any) -> Any:
+    """One list may be named alone; null is none."""
+    return (value,) if isinstance(value, str) else () if value is None else value
+
+
+Sources = Annotated[tuple[str, ...], BeforeValidator(_sources)]
 _PIECE = 16  # names encoded at a time
 _CACHED_FROM = (
     16  # words; a (d, d) matrix is read back faster than these are encoded, in any family
@@ -44,7 +52,8 @@ def background(
     Args:
         columns: how a name is read.
         sources: word lists, see `load_vocabulary`; none: nothing is held, a zero matrix.
-        limit: of each list; a longer one is thinned evenly, so that frequent and rare words stay represented.
+        limit: of each list; a longer one is thinned evenly, so that frequent and rare words stay
+            represented.
         taken: names that are erased, mean the same, or are preserved by name.
         context: model, cache and progress.
     """

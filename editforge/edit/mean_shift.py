@@ -34,7 +34,7 @@ from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.edit.checks import Limits, check_solution, drift_of, way_left
 from editforge.edit.factors import factors_of
-from editforge.edit.held import background, empty_prompt, moments
+from editforge.edit.held import Sources, background, empty_prompt, moments
 from editforge.edit.vectors import END, Columns, Templates
 from editforge.families.vocabulary import check_words
 from editforge.ground.linalg import constrained, solve
@@ -65,8 +65,9 @@ class MeanShiftConfig(StageConfig):
     empty_weight: float = Field(
         30.0, ge=0, description="Of begin of text and of the empty prompt, in every picture."
     )
-    background: tuple[str, ...] = Field(
-        ("family", "tokenizer"), description="Word lists held as a whole; see mine.words."
+    background: Sources = Field(
+        ("family", "tokenizer"),
+        description="Word lists held as a whole: family, tokenizer, a file; null: none.",
     )
     background_weight: float = Field(1.0, ge=0, description="Of each word. Higher: it drifts less.")
     background_limit: int = Field(
@@ -177,8 +178,10 @@ def _columns(kinds: Sequence[str], config: MeanShiftConfig, context: Context) ->
 
 
 def _means(columns: Columns, name: str, wanted: Sequence[int]) -> Tensor:
-    """(d, groups): the mean of each wanted group of one name's columns; of its ends where it has none,
-    as the empty prompt has no words behind a name."""
+    """(d, groups): the mean of each wanted group of one name's columns, of its ends if it has none.
+
+    The empty prompt has no words behind a name.
+    """
     X, groups = columns.of(name), columns.groups(name)
     own = [groups[at] or groups[END] for at in wanted]
     return torch.stack([X[:, group].mean(dim=1) for group in own], dim=1)

@@ -74,8 +74,10 @@ class Columns:
         self._again: dict[str, Tensor | None] = {}
 
     def groups(self, name: str) -> list[list[int]]:
-        """Of rule `phrase`: the columns of `of(name)` that are last tokens, words behind the name,
-        ends, and paddings, over all templates. Words behind are none where no template has any."""
+        """Of rule `phrase`: which columns of `of(name)` are last tokens, words behind, ends, paddings.
+
+        Over all templates; words behind the name are none where no template has any.
+        """
         found: list[list[int]] = [[], [], [], []]
         first = 0
         for text in self._templates:
