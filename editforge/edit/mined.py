@@ -6,7 +6,8 @@ Neighbors that collapse onto one target shrink every direction x orthogonal to t
 
 with s_b the mass held per direction and rho the neighbors' distance, where K is well above d. Real words
 are not isotropic, so kappa is measured, on random directions and on what is preserved. Neighbors that
-translate shrink nothing, and do nothing that e alone would not: E n = n + (A n) (t - e).
+translate shrink nothing, and do nothing that e alone would not: E n = n + (A n) (t - e). So they enter
+as their expectation, and no seed moves the edit.
 methods.md 2.4 and 2.5; Liu et al., "RealEra", arXiv 2410.09140.
 """
 
@@ -26,7 +27,7 @@ from editforge.artifacts.neighbors import MinedShell, Neighbors
 from editforge.artifacts.system import System
 from editforge.ground.errors import EditError, RecipeError
 from editforge.ground.keyed import keyed
-from editforge.ground.shell import nearest_is_own, neighbors_of
+from editforge.ground.shell import moments_of, nearest_is_own, neighbors_of
 from editforge.recipe.contract import Context, StageConfig
 
 _PROBES = 256  # random directions
@@ -57,6 +58,11 @@ class MinedOptions(StageConfig):
     )
     sample_weight: float = Field(
         1.0, ge=0, description="Of each drawn sample. Higher: less shrinkage, weaker erasure."
+    )
+    samples: Literal["expected", "drawn"] = Field(
+        "expected",
+        description="Samples, and neighbors that translate, enter as their expectation, exactly: no "
+        "seed. drawn: as points of the seed; neighbors that collapse always are, or rank is lost.",
     )
     beyond_hold: Literal["displacement", "point"] = Field(
         "displacement",
@@ -95,42 +101,61 @@ def with_neighbors(
     preserve: Tensor,
     options: MinedOptions,
     context: Context,
+    *,
+    erase_weight: float = 1.0,
 ) -> System:
-    """`system` with the neighbors drawn around columns of `own`, and their weights.
+    """`system` with the neighbors around columns of `own`, and their weights.
 
-        collapse: n_i -> t        translate: n_i = e + eta_i -> t + eta_i        weight 1/K each
+        collapse: n_i -> t        translate: n_i = e + eta_i -> t + eta_i        weight w = 1/K each
 
-    Neighbors more like a preserved column than like their own are left out. Their owner is no concept:
-    the checks judge the concepts. The same seed gives the same columns, wherever a concept stands.
+    Collapsing ones, and `samples: drawn`, are columns of the seed; neighbors more like a preserved
+    column than like their own are left out. Translating ones enter as the expectation of their sum,
+    with m, S mean and covariance of eta, and none left out:
+
+        one column  e + m -> t + m of weight K w,  and  K w S  in the Gram matrix
+
+    which is exact since all move by t - e. The owner is no concept: the checks judge the concepts. The
+    same seed gives the same columns, wherever a concept stands.
     """
-    erased, target, owners, weights, dropped = [], [], [], [], 0
+    d = system.erased.shape[0]
+    erased, target, weights, owners = [], [], [], []
+    scatter, dropped = torch.zeros(d, d, dtype=torch.float64), 0
     for one in shells:
         drawn = one.mined.num_neighbors
         if options.neighbor_map == "none" or drawn == 0:
             continue
         e, t = own.erased[:, one.column], own.target[:, one.column]
-        near = neighbors_of(e, one.mined, drawn, context.seed, one.concept, one.at)
-        near = near[:, nearest_is_own(e, near, preserve)]
-        count = near.shape[1]
-        dropped += drawn - count
+        along = one.mined.away(context.model.encoder, one.concept)
+        if options.neighbor_map == "translate" and options.samples == "expected":
+            whole = 1.0 if options.neighbor_weight is None else drawn * options.neighbor_weight
+            found = moments_of(e, one.mined, along)
+            scatter += erase_weight * whole * found.covariance
+            near, weight = (e + found.mean)[:, None], whole
+        else:
+            near = neighbors_of(e, one.mined, along, drawn, context.seed, one.concept, one.at)
+            near = near[:, nearest_is_own(e, near, preserve)]
+            dropped += drawn - near.shape[1]
+            each = 1 / max(near.shape[1], 1)
+            weight = each if options.neighbor_weight is None else options.neighbor_weight
         moves = t[:, None].expand_as(near)
         erased.append(near)
         target.append(moves if options.neighbor_map == "collapse" else near - e[:, None] + moves)
-        owners += [near_owner(one.concept)] * count
-        weight = 1 / max(count, 1) if options.neighbor_weight is None else options.neighbor_weight
-        weights += [weight] * count
+        owners += [near_owner(one.concept)] * near.shape[1]
+        weights += [weight] * near.shape[1]
     if dropped:
         context.say(f"{dropped} neighbors left out: more like what is preserved")
     if not owners:
         return system
     ones = torch.ones(system.erased.shape[1], dtype=torch.float64)
     before = ones if system.weight is None else system.weight
+    held = scatter if system.scatter is None else system.scatter + scatter
     return replace(
         system,
         erased=torch.cat([system.erased, *erased], dim=1),
         target=torch.cat([system.target, *target], dim=1),
         erased_owner=(*system.erased_owner, *owners),
         weight=torch.cat([before, torch.tensor(weights, dtype=torch.float64)]),
+        scatter=held if bool(scatter.any()) else system.scatter,
     )
 
 

@@ -131,7 +131,9 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     kept = [columns.of(name) for name in names]
     preserve = torch.cat([torch.zeros(own.erased.shape[0], 0, dtype=torch.float64), *kept], dim=1)
     owners = [name for name, X in zip(names, kept, strict=True) for _ in range(X.shape[1])]
-    system = with_neighbors(system, own, shells, preserve, config, context)
+    system = with_neighbors(
+        system, own, shells, preserve, config, context, erase_weight=config.erase_weight
+    )
     hold = config.preserve_weight
     if hold == "inverse_count":
         hold = max(0.1, 1 / max(len(names), 1))
