@@ -475,8 +475,37 @@ def test_shrinkage_is_refused_and_names_its_knobs():
     )
     with pytest.raises(EditError, match="shrink what they should not") as caught:
         solved(opened("emoji"), realera("violin", *BARE[:2], *sets))
-    assert "edit.sample_weight" in str(caught.value)
+    assert "edit.neighbor_map=translate" in str(caught.value)
+    assert "edit.beyond=all" in str(caught.value)
     solved(opened("emoji"), realera("violin", *BARE[:2], *sets, "edit.neighbor_map=translate"))
+
+
+@pytest.mark.parametrize("how", ["collapse", "translate"])
+@pytest.mark.parametrize(
+    ("beyond", "weight", "mined"),
+    [("none", 0, 0), ("siblings", 0.1, 40), ("perturbation", 0, 40), ("perturbation", 0.1, 40)],
+)
+def test_each_hint_on_kappa_is_not_set_yet_and_raises_it(how, beyond, weight, mined):
+    """The setting that a warning names, once applied, raises what the warning is about."""
+    given = (*BARE[:2], f"edit.neighbor_map={how}", f"edit.beyond={beyond}")
+    given += (f"mine.perturbation.num_beyond={mined}",)
+    given += (f"edit.sample_weight={weight}", "edit.kappa_min=[2, -10]")
+    model, said = opened("emoji"), []
+    made = realera("violin", *given)
+    context = Context(model, made.seed, say=said.append)
+    neighbors = mine(made, context)
+    targets = choose(made, neighbors, context)
+    before = edit(made, targets, neighbors, context).edit.provenance["checks"]
+    for what in ("kappa_random", "kappa_preserved"):
+        hints = next(line for line in said if what in line).split("; ")[1:]
+        assert hints
+        for hint in hints:
+            settings = hint.removeprefix("or ").removeprefix("--set ").split(" --set ")
+            assert not {*settings} & {*given}
+            changed = realera("violin", *given, *settings)
+            found = mine(changed, context)
+            after = edit(changed, targets, found, context).edit.provenance["checks"]
+            assert after[what] > before[what] or before[what] > 0.9995, (settings, what)
 
 
 def test_truncated_factors_say_what_they_lose():

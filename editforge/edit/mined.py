@@ -13,6 +13,7 @@ methods.md 2.4 and 2.5; Liu et al., "RealEra", arXiv 2410.09140.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,10 +177,13 @@ def check_kappa(
     preserve: Tensor,
     shift: Tensor,
     A: Tensor,
+    next: dict[str, list[str]],
     options: MinedOptions,
     context: Context,
 ) -> dict[str, float]:
     """Kappa of random directions orthogonal to the erased states (mean), and of preserves (least).
+
+    A warning and a refusal name `next`, settings that raise it: those of `remedies`.
 
     Raises:
         EditError: either is below the second limit.
@@ -192,19 +196,46 @@ def check_kappa(
     if preserve.shape[1]:
         found["kappa_preserved"] = float(kappa(preserve, shift, A).min())
     warn, refuse = options.kappa_min
-    hint = (
-        "raise edit.sample_weight, lower edit.neighbor_weight, or --set edit.neighbor_map=translate"
-    )
+    low = math.floor(min(0, *found.values()))
     for what, value in found.items():
+        hint = "; or ".join(f"--set {one}" for one in next[what])
         if not value >= refuse:
             raise EditError(
                 f"the neighbors shrink what they should not: {what} {value:.3g}",
                 allowed=f"at least {refuse:g}",
-                next=f"{hint}; or --set edit.kappa_min='[{warn:g}, 0]'",
+                next=f"{hint}; or accept it: --set edit.kappa_min='[{warn:g}, {low}]'",
             )
         if value < warn:
             context.say(f"warning: {what} {value:.3g} is under {warn:g}; {hint}")
     return {what: float(f"{value:.6g}") for what, value in found.items()}
+
+
+def remedies(
+    options: MinedOptions, shells: Sequence[Around], erase_weight: float, preserve_weight: float
+) -> dict[str, list[str]]:
+    """Settings that raise each kappa and are not set yet, each a cure by itself, the best first.
+
+    Random directions shrink where neighbors collapse, and where no samples hold them. What is
+    preserved loses to the concept itself: samples and translating make that no better.
+    """
+    cures, held = [], []
+    if options.neighbor_map == "collapse":
+        cures.append("edit.neighbor_map=translate")
+    if not any(round(s.mined.num_beyond * s.mined.beyond_shell_fraction) for s in shells):
+        held += [
+            "mine.perturbation.num_beyond=1000",
+            "mine.perturbation.beyond_shell_fraction=0.25",
+        ]
+    if options.beyond not in ("perturbation", "all"):
+        held.append("edit.beyond=all")
+    if not held or not options.sample_weight:
+        held.append(f"edit.sample_weight={10 * options.sample_weight or 1:g}")
+    cures.append(" --set ".join(held))
+    kept = [f"edit.preserve_weight={10 * preserve_weight or 1:g}"]
+    return {
+        "kappa_random": cures,
+        "kappa_preserved": [*kept, f"edit.erase_weight={erase_weight / 10:g}"],
+    }
 
 
 def caption_lines(path: str | None) -> list[str]:

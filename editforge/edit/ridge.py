@@ -35,6 +35,7 @@ from editforge.edit.mined import (
     MinedOptions,
     check_kappa,
     judged_columns,
+    remedies,
     shells_around,
     with_neighbors,
 )
@@ -182,7 +183,8 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
         judged_columns(system),
     )
     if system.weight is not None:
-        checks |= check_kappa(system, preserve, shift, solution.A, config, context)
+        next = remedies(config, shells, config.erase_weight, float(hold))
+        checks |= check_kappa(system, preserve, shift, solution.A, next, config, context)
     if lost:
         checks["truncation"] = float(f"{lost:.6g}")
     told = provenance(system, checks)

@@ -90,7 +90,7 @@ LINE = (
         "edit",
         ("mine", "target"),
         "artifacts.weight_edit:WeightEdit",
-        version=2,
+        version=3,
         inputs="EditInputs",
         erases=True,
     ),
