@@ -5,7 +5,7 @@ noise, for the concept by name, by aliases that nobody gave it, by other words t
 finds, and by states at growing distance from its own. Near and far names say what that cost.
 
     python benchmarks/residue.py --variants uce realera          # 12 DEV concepts, 15 minutes
-    python benchmarks/residue.py --variants uce realera no-neighbors --concepts spider violin
+    python benchmarks/residue.py --variants uce realera translate --concepts spider violin
     python benchmarks/residue.py --variants uce "mine=runs/mine/{concept}"          # saved runs or edits
     python benchmarks/residue.py --plot docs/images/residue.png
 
@@ -55,7 +55,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "uce-all": ("uce", "edit.tokens=all"),
     "realera": ("realera",),
     "no-associates": ("realera", "mine.associates.limit=0"),
-    "no-neighbors": ("realera", "edit.neighbor_map=none"),
     "collapse": ("realera", "edit.neighbor_map=collapse", "edit.kappa_min=[0.95, 0]"),
     "words": ("realera", "edit.neighbor_map=translate", "mine.perturbation.law=words"),
     "paraphrases": ("realera", "edit.neighbor_map=translate", "mine.perturbation.law=paraphrases"),

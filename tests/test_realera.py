@@ -35,6 +35,7 @@ from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
 from editforge.run.load import load_edit
 from editforge.run.stages import choose, edit, mine
+from tests import test_align
 from tests.command import UNJUDGED, editforge
 from tests.models import LOOSE, opened, recipe, solved
 
@@ -269,6 +270,22 @@ def test_a_law_is_recorded_with_what_it_displaces_along(law, tmp_path):
     file.write_text(dump_yaml(body))
     with pytest.raises(RecipeError, match="needs `along`"):
         Neighbors.load(tmp_path)
+
+
+def test_training_displaces_along_the_words_that_the_closed_form_displaces_along(monkeypatch):
+    """One word along: every neighbor of the training lies in its one direction, at many distances."""
+    words = test_align.SHELL.model_copy(update={"law": "words", "along": ("dog",)})
+    monkeypatch.setattr(test_align, "SHELL", words)
+    _, _, prompts, _ = test_align.prepared()
+    prompts._held = prompts._held[:, :0]  # a tiny encoder has all words on one side
+    prompt = prompts.erased[0]
+    found = [prompts.neighbor(0, sample).states - prompt.erased.states for sample in range(40)]
+    eta = torch.stack([row[prompt.last].double() for row in found if bool(row.any())])
+    e, dog = opened("sd1").encoder.encode_words(["violin", "dog"]).double()
+    tangent = (dog - e) - (dog - e) @ e / e.square().sum() * e
+    assert len(eta) > 8
+    assert float(torch.cosine_similarity(eta, tangent[None]).min()) > 0.999
+    assert float(eta.norm(dim=1).std()) > 0.1
 
 
 # --- which position becomes which ---------------------------------------------------------------
