@@ -5,7 +5,7 @@ noise, for the concept by name, by aliases that nobody gave it, by other words t
 finds, and by states at growing distance from its own. Near and far names say what that cost.
 
     python benchmarks/residue.py --variants uce realera          # 12 DEV concepts, 15 minutes
-    python benchmarks/residue.py --variants uce realera no-neighbors --concepts spider violin
+    python benchmarks/residue.py --variants uce realera translate --concepts spider violin
     python benchmarks/residue.py --variants uce "mine=runs/mine/{concept}"          # saved runs or edits
     python benchmarks/residue.py --plot docs/images/residue.png
 
@@ -37,6 +37,7 @@ from editforge.evaluate import metrics
 from editforge.evaluate.judges import judge_images, load_judges
 from editforge.evaluate.prompts import Counts, Prompt, gate_prompts
 from editforge.evaluate.prompts.emoji import held_out, labels
+from editforge.evaluate.verdict import WELL_DRAWN, WIPED
 from editforge.families.config import ModelConfig
 from editforge.families.draw import default_sampler, sample
 from editforge.families.model import Model
@@ -54,13 +55,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "uce-all": ("uce", "edit.tokens=all"),
     "realera": ("realera",),
     "no-associates": ("realera", "mine.associates.limit=0"),
-    "no-neighbors": ("realera", "edit.neighbor_map=none"),
     "collapse": ("realera", "edit.neighbor_map=collapse", "edit.kappa_min=[0.95, 0]"),
+    "words": ("realera", "edit.neighbor_map=translate", "mine.perturbation.law=words"),
+    "paraphrases": ("realera", "edit.neighbor_map=translate", "mine.perturbation.law=paraphrases"),
+    "translate": ("realera", "edit.neighbor_map=translate"),
+    "drawn": ("realera", "edit.neighbor_map=translate", "edit.samples=drawn"),
+    "no-samples": ("realera", "edit.sample_weight=0"),
     "no-beyond": ("realera", "edit.beyond=none"),
     "mean-shift": ("default",),
 }
 RADII = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)  # in lengths of the state that is displaced
-COUNTS = Counts(name=24, names=8, images=2)
 RESIDUE = ("alias", "word", "radius")
 _WORD_TEMPLATES = (0, 1, 3, 6)
 _MARK = " @"  # between a prompt and how far its states are displaced
@@ -72,6 +76,8 @@ def main() -> None:
     parser.add_argument("--reference", default="uce", help="what the others are compared with")
     parser.add_argument("--concepts", nargs="+", default=list(emoji.manifest().splits["dev"]))
     parser.add_argument("--directions", type=int, default=4, help="images a radius")
+    parser.add_argument("--names", type=int, default=24, help="images of the name; of aliases too")
+    parser.add_argument("--images", type=int, default=2, help="images of each near or far name")
     parser.add_argument("--output", type=Path, default=Path("runs/residue"))
     parser.add_argument("--plot", type=Path, help="presence against distance, as PNG")
     args = parser.parse_args()
@@ -80,7 +86,8 @@ def main() -> None:
     answers: dict[str, dict[str, Any]] = {name.partition("=")[0]: {} for name in names}
     with open_model(ModelConfig()) as model:
         for concept in args.concepts:
-            case = Case(model, concept, args.directions)
+            counts = Counts(name=args.names, names=8, images=args.images)
+            case = Case(model, concept, args.directions, counts)
             for name in names:
                 label, _, path = name.partition("=")
                 found = case.answer(label, path, args.output)
@@ -96,13 +103,13 @@ def main() -> None:
 class Case:
     """One concept: its targets, its prompts, and what each variant draws for them."""
 
-    def __init__(self, model: Model, concept: str, directions: int) -> None:
+    def __init__(self, model: Model, concept: str, directions: int, counts: Counts) -> None:
         self._model, self.concept = model, concept
         self._pipe = model.pipeline()
         default = self._recipe("default")
         context = Context(model)
         self._targets = choose(default, mine(default, context), context)
-        self._plan = self._prompts(directions)
+        self._plan = self._prompts(directions, counts)
         self._judges = load_judges("family", "emoji", ())
 
     def answer(self, label: str, path: str, folder: Path) -> dict[str, Any]:
@@ -120,16 +127,20 @@ class Case:
         rows = [prompt for prompt in self._plan for _ in prompt.seeds]
         judged = judge_images(images, [row.labels for row in rows], self._judges)
         shown: dict[str, list[int]] = {}
+        kept: dict[str, dict[str, list[int]]] = {"near": {}, "far": {}}
         for at, row in enumerate(rows):
             kind = row.template if row.template.startswith(("word", "radius")) else row.set
             seen = judged.retained if kind in ("near", "far") else judged.present
             shown.setdefault(kind, []).append(int(seen[at]))
+            if kind in kept:
+                kept[kind].setdefault(row.name, []).append(int(seen[at]))
         body = {
             "key": key,
             "target": self._targets.of(self.concept).target,
             "rank": change.exact_rank,
             "checks": change.provenance.get("checks", {}),
             "shown": shown,
+            "kept": kept,
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(body, indent=1, sort_keys=True) + "\n")
@@ -147,8 +158,8 @@ class Case:
     def _recipe(self, method: str, *sets: str) -> Recipe:
         return resolve(method, {"concepts": [{"name": self.concept}]}, sets)
 
-    def _prompts(self, directions: int) -> list[Prompt]:
-        gate = gate_prompts((Concept(name=self.concept),), "emoji", counts=COUNTS)
+    def _prompts(self, directions: int, counts: Counts) -> list[Prompt]:
+        gate = gate_prompts((Concept(name=self.concept),), "emoji", counts=counts)
         aliases = {p.name for p in gate.prompts if p.set == "alias"}
         found = self._recipe("default", "mine=[{use: associates}]")
         words = mine(found, Context(self._model)).of(self.concept).having("erase")
@@ -199,16 +210,15 @@ def displaced(pipe: Any, model: Model) -> Iterator[None]:
 def table(answers: dict[str, dict[str, Any]], reference: str) -> str:
     """Presence and retention of each variant, then the paired differences to `reference`."""
     kinds = ("name", "alias", "word", "radius", "residue")
-    lines = [
-        "| | " + " | ".join(kinds) + " | near kept | far kept |",
-        "|---" * (len(kinds) + 3) + "|",
-    ]
+    heads = (*kinds, "near kept", "far kept", "near lost", "far lost")
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for label, cases in answers.items():
         cells = [_cell(metrics.mean(_groups(cases, kind))) for kind in kinds]
         for kind in ("near", "far"):
             pairs = [(answers["base"][name], cases[name]) for name in cases]
             before = [_shown(base, kind) for base, _ in pairs]
             cells.append(_cell(metrics.kept(before, [_shown(own, kind) for _, own in pairs])))
+        cells += [_lost(answers["base"], cases, kind) for kind in ("near", "far")]
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -271,6 +281,17 @@ def _cell(found: Estimate, sign: str = "") -> str:
     if not found.defined:
         return "-"
     return f"{found.value:{sign}.3f} [{found.lo:{sign}.3f}, {found.hi:{sign}.3f}]"
+
+
+def _lost(base: dict[str, Any], cases: dict[str, Any], kind: str) -> str:
+    """Names that the gate calls lost, of those it asks for: `evaluate/verdict.py`, per neighbor."""
+    asked = lost = 0
+    for concept, case in cases.items():
+        for name, images in base[concept]["kept"][kind].items():
+            if (before := float(np.mean(images))) >= WELL_DRAWN:
+                asked += 1
+                lost += float(np.mean(case["kept"][kind][name])) / before <= WIPED + 1e-9
+    return f"{lost} of {asked}"
 
 
 def _digest(change: WeightEdit) -> str:

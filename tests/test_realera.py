@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
-from editforge.edit.mined import kappa
+from editforge.edit.beyond import beyond_samples
+from editforge.edit.mined import Around, kappa
+from editforge.edit.vectors import Columns
 from editforge.ground.disk import dump_yaml, read_yaml
 from editforge.ground.errors import EditError, PresetUnavailable, RecipeError
 from editforge.ground.keyed import keyed
@@ -17,10 +19,12 @@ from editforge.ground.linalg import solve, truncated
 from editforge.ground.shell import (
     FALLBACK,
     InfeasibleShell,
+    beyond_moment,
     beyond_of,
     calibrated_bounds,
     draw_shell,
     inside,
+    moments_of,
     nearest_is_own,
     neighbors_of,
     sample_beyond,
@@ -31,6 +35,7 @@ from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
 from editforge.run.load import load_edit
 from editforge.run.stages import choose, edit, mine
+from tests import test_align
 from tests.command import UNJUDGED, editforge
 from tests.models import LOOSE, opened, recipe, solved
 
@@ -122,12 +127,13 @@ def test_calibrated_bounds_leave_a_core_to_the_concept_and_reach_the_nearest_wor
 
 def test_same_seed_and_key_same_points_whatever_else_is_drawn():
     e, mined = state(256), mined_of("emoji").shell
-    a, b = (neighbors_of(e, mined, 5, 0, "violin", 3) for _ in range(2))
+    none = torch.zeros(256, 0)
+    a, b = (neighbors_of(e, mined, none, 5, 0, "violin", 3) for _ in range(2))
     assert torch.equal(a, b)
     for other in (
-        neighbors_of(e, mined, 5, 1, "violin", 3),
-        neighbors_of(e, mined, 5, 0, "violin", 4),
-        neighbors_of(e, mined, 5, 0, "viola", 3),
+        neighbors_of(e, mined, none, 5, 1, "violin", 3),
+        neighbors_of(e, mined, none, 5, 0, "violin", 4),
+        neighbors_of(e, mined, none, 5, 0, "viola", 3),
         beyond_of(e, mined, 5, 0, "violin", 3),
     ):
         assert not torch.isclose(a, other).any()
@@ -140,6 +146,44 @@ def test_the_shell_moves_with_the_state_it_is_put_around():
     here, there = shell_at(e, mined), shell_at(3 * e, mined)
     assert there.r_hi == pytest.approx(3 * here.r_hi)
     assert here.r_hi / here.radius == pytest.approx(0.9 * mined.r_hi / mined.radius)
+
+
+LAWS = ("tangent_shell", "words", "paraphrases")
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_moments_of_each_law_are_those_of_its_samples(law):
+    """Closed forms against forty thousand draws; the same moments of another law are refused."""
+    d = 12
+    e, ways = state(d) * 3, torch.randn(d, 5, generator=keyed(0, "ways")).double()
+    base = mined_of("emoji").shell.model_copy(update={"radius": float(e.norm())})
+    mined = base.model_copy(update={"law": law, "along": ("x",)})
+    eta = neighbors_of(e, mined, ways, 40000, 0, "x") - e[:, None]
+    found = moments_of(e, mined, ways)
+    mean, covariance = eta.mean(dim=1), torch.cov(eta)
+    size = float(eta.square().sum(dim=0).mean().sqrt())
+    assert float((found.mean - mean).norm()) < 0.02 * size
+    assert float((found.covariance - covariance).norm() / covariance.norm()) < 0.03
+    other = mined.model_copy(update={"law": LAWS[LAWS.index(law) - 1]})
+    wrong = moments_of(e, other, ways).covariance
+    assert float((wrong - covariance).norm() / covariance.norm()) > 0.1
+    if law == "words":
+        assert inside(e, shell_at(e, mined), e[:, None] + eta).all()
+    beyond = beyond_of(e, mined, 40000, 0, "x") - e[:, None]
+    second = beyond @ beyond.T / beyond.shape[1]
+    assert float((beyond_moment(e, mined) - second).norm() / second.norm()) < 0.03
+
+
+def test_a_paraphrase_lies_between_the_states_it_is_mixed_from():
+    e, ways = state(8), torch.eye(8, 2).double()
+    mined = mined_of("emoji").shell.model_copy(
+        update={"law": "paraphrases", "along": ("x", "y"), "radius": float(e.norm())}
+    )
+    eta = neighbors_of(e, mined, ways, 200, 0, "x") - e[:, None]
+    torch.testing.assert_close(eta.sum(dim=0), torch.ones(200).double())
+    assert eta.min() >= 0
+    with pytest.raises(EditError, match="no states to displace along"):
+        neighbors_of(e, mined, ways[:, :0], 2, 0, "x")
 
 
 # --- mining -------------------------------------------------------------------------------------
@@ -209,6 +253,76 @@ def test_a_word_marked_erase_is_erased_though_another_miner_ignores_it():
     assert rows("preserve").merged(rows("erase")).of("violin").having("preserve") == ["viola"]
 
 
+@pytest.mark.parametrize("law", LAWS[1:])
+def test_a_law_is_recorded_with_what_it_displaces_along(law, tmp_path):
+    made = realera({"name": "violin", "aliases": ["fiddle"]}, f"mine.perturbation.law={law}")
+    found = mine(made, Context(opened("emoji"), made.seed))
+    shell = found.of("violin").shell
+    assert shell.law == law
+    told = {"words": "guitar", "paraphrases": "an emoji of a fiddle"}
+    assert told[law] in shell.along
+    assert told[LAWS[3 - LAWS.index(law)]] not in shell.along
+    found.save(tmp_path)
+    assert Neighbors.load(tmp_path) == found
+    file = tmp_path / "neighbors.yaml"
+    body = read_yaml(file)
+    body["concepts"][0]["shell"]["along"] = []
+    file.write_text(dump_yaml(body))
+    with pytest.raises(RecipeError, match="needs `along`"):
+        Neighbors.load(tmp_path)
+
+
+def test_training_displaces_along_the_words_that_the_closed_form_displaces_along(monkeypatch):
+    """One word along: every neighbor of the training lies in its one direction, at many distances."""
+    words = test_align.SHELL.model_copy(update={"law": "words", "along": ("dog",)})
+    monkeypatch.setattr(test_align, "SHELL", words)
+    _, _, prompts, _ = test_align.prepared()
+    prompts._held = prompts._held[:, :0]  # a tiny encoder has all words on one side
+    prompt = prompts.erased[0]
+    found = [prompts.neighbor(0, sample).states - prompt.erased.states for sample in range(40)]
+    eta = torch.stack([row[prompt.last].double() for row in found if bool(row.any())])
+    e, dog = opened("sd1").encoder.encode_words(["violin", "dog"]).double()
+    tangent = (dog - e) - (dog - e) @ e / e.square().sum() * e
+    assert len(eta) > 8
+    assert float(torch.cosine_similarity(eta, tangent[None]).min()) > 0.999
+    assert float(eta.norm(dim=1).std()) > 0.1
+
+
+# --- which position becomes which ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "own", "goal"),
+    [  # "a NAME cat": begin 0, "a" 1, the name from 2 on
+        ("violin", "red blue trumpet", [1, 2, 3, 4], [1, 4, 5, 6]),
+        ("red blue trumpet", "violin", [1, 2, 3, 4, 5, 6], [1, 2, 2, 2, 3, 4]),
+        ("red violin", "blue trumpet", [1, 2, 3, 4, 5], [1, 2, 3, 4, 5]),
+        ("red blue violin", "blue trumpet", [1, 2, 3, 4, 5, 6], [1, 3, 2, 3, 4, 5]),
+    ],
+)
+def test_all_positions_are_paired_by_what_stands_there(name, target, own, goal):
+    """The name with the name, words behind it with themselves, end with end, padding with padding."""
+    model = opened("sd1")
+    text = "a {n} cat"
+    left, right = model.encoder.encode([text.format(n=name), text.format(n=target)]).double()
+    pads = 76 - max(own[-1], goal[-1])
+    own = own + [own[-1] + 1 + at for at in range(pads)]
+    goal = goal + [goal[-1] + 1 + at for at in range(pads)]
+    columns = Columns(model, (text,), "all")
+    C, T = columns.pair(name, target)
+    assert C.shape[1] == len(own)
+    torch.testing.assert_close(C, left[own].T, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(T, right[goal].T, atol=1e-5, rtol=1e-5)
+    last = model.encoder.span(text.format(n=name), name).last
+    assert columns.subjects(name, target) == [own.index(last)]
+
+
+def test_nothing_as_a_target_leaves_the_words_before_a_name():
+    C, T = Columns(opened("sd1"), ("a {n}",), "all").pair("violin", "")
+    assert torch.equal(C[:, 0], T[:, 0])
+    assert not torch.isclose(C[:, 1:], T[:, 1:]).all(dim=0).any()
+
+
 # --- the closed form ----------------------------------------------------------------------------
 
 
@@ -221,8 +335,7 @@ def test_rank_is_one_and_k_if_neighbors_collapse_and_one_if_they_translate(kind)
         ranks[how] = output.edit.exact_rank
         for pair in output.edit.factors.values():
             assert pair.rank == ranks[how]
-        if how != "none":
-            assert output.system.erased.shape[1] == 5
+        assert output.system.erased.shape[1] == {"none": 1, "collapse": 5, "translate": 2}[how]
     assert ranks == {"none": 1, "collapse": 5, "translate": 1}
 
 
@@ -235,6 +348,53 @@ def test_without_neighbors_and_beyond_it_is_uce_to_rounding(kind):
     assert ours.difference(uce) < 1e-12
     some = solved(opened(kind), realera("violin", *BARE))[2].edit
     assert some.difference(uce) > 1e-3
+
+
+def test_two_seeds_give_one_edit_unless_samples_are_drawn():
+    """The expectation knows no seed; drawn, the same recipe is another edit with each."""
+    model, moves = opened("emoji"), {}
+    for samples in ("expected", "drawn"):
+        sets = (
+            "edit.neighbor_map=translate",
+            f"edit.samples={samples}",
+            "edit.beyond=perturbation",
+        )
+        first, second = (solved(model, realera("violin", *sets, seed=seed))[2] for seed in (0, 1))
+        moves[samples] = second.edit.difference(first.edit)
+    assert moves["expected"] < 0.1
+    assert moves["drawn"] > 0.3
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_many_drawn_neighbors_solve_what_their_expectation_solves(law):
+    """The difference falls as neighbors grow: to the edit that knows no seed."""
+    model, ends = opened("sd1"), {}
+    for count, samples in ((20, "drawn"), (2000, "drawn"), (2000, "expected")):
+        sets = (*BARE, "edit.neighbor_map=translate", f"edit.samples={samples}")
+        sets += (f"mine.perturbation.law={law}", f"mine.perturbation.num_neighbors={count}")
+        made = realera("violin", *sets, "mine.perturbation.num_nearest=0", preserve=[])
+        ends[count, samples] = solved(model, made)[2].edit
+    exact = ends[2000, "expected"]
+    assert ends[2000, "drawn"].difference(exact) < 0.2
+    assert ends[20, "drawn"].difference(exact) > 2 * ends[2000, "drawn"].difference(exact)
+
+
+@pytest.mark.parametrize("hold", ["displacement", "point"])
+def test_many_drawn_samples_hold_what_their_expectation_holds(hold):
+    output = solved(opened("sd1"), realera("violin", *BARE))[2]
+    shell = mined_of("sd1").shell.model_copy(
+        update={"num_beyond": 20000, "beyond_shell_fraction": 1.0}
+    )
+    around, held = [Around("violin", 0, 0, shell)], {}
+    for samples in ("drawn", "expected"):
+        made = realera("violin", "edit.beyond=perturbation", f"edit.samples={samples}")
+        options = made.edit.model_copy(update={"beyond_hold": hold})
+        held[samples] = beyond_samples(output.system, around, options, 0)
+    gap = (held["drawn"] - held["expected"]).norm() / held["expected"].norm()
+    assert float(gap) < 0.1
+    e = output.system.erased[:, 0]
+    along = float(e @ held["expected"] @ e / held["expected"].norm())
+    assert (along > 0.1) == (hold == "point")  # of a displacement nothing lies along e
 
 
 def test_a_concept_that_is_its_target_changes_no_bit():
@@ -332,8 +492,37 @@ def test_shrinkage_is_refused_and_names_its_knobs():
     )
     with pytest.raises(EditError, match="shrink what they should not") as caught:
         solved(opened("emoji"), realera("violin", *BARE[:2], *sets))
-    assert "edit.sample_weight" in str(caught.value)
+    assert "edit.neighbor_map=translate" in str(caught.value)
+    assert "edit.beyond=all" in str(caught.value)
     solved(opened("emoji"), realera("violin", *BARE[:2], *sets, "edit.neighbor_map=translate"))
+
+
+@pytest.mark.parametrize("how", ["collapse", "translate"])
+@pytest.mark.parametrize(
+    ("beyond", "weight", "mined"),
+    [("none", 0, 0), ("siblings", 0.1, 40), ("perturbation", 0, 40), ("perturbation", 0.1, 40)],
+)
+def test_each_hint_on_kappa_is_not_set_yet_and_raises_it(how, beyond, weight, mined):
+    """The setting that a warning names, once applied, raises what the warning is about."""
+    given = (*BARE[:2], f"edit.neighbor_map={how}", f"edit.beyond={beyond}")
+    given += (f"mine.perturbation.num_beyond={mined}",)
+    given += (f"edit.sample_weight={weight}", "edit.kappa_min=[2, -10]")
+    model, said = opened("emoji"), []
+    made = realera("violin", *given)
+    context = Context(model, made.seed, say=said.append)
+    neighbors = mine(made, context)
+    targets = choose(made, neighbors, context)
+    before = edit(made, targets, neighbors, context).edit.provenance["checks"]
+    for what in ("kappa_random", "kappa_preserved"):
+        hints = next(line for line in said if what in line).split("; ")[1:]
+        assert hints
+        for hint in hints:
+            settings = hint.removeprefix("or ").removeprefix("--set ").split(" --set ")
+            assert not {*settings} & {*given}
+            changed = realera("violin", *given, *settings)
+            found = mine(changed, context)
+            after = edit(changed, targets, found, context).edit.provenance["checks"]
+            assert after[what] > before[what] or before[what] > 0.9995, (settings, what)
 
 
 def test_truncated_factors_say_what_they_lose():

@@ -74,6 +74,11 @@ class Prompts:
         states = encoder.encode_words(names).double()
         self._state = dict(zip(names, states, strict=True))  # (d,) each
         self._shell = {name: inputs.neighbors.of(name).shell for name in names}
+        self._along = {
+            name: shell.away(encoder, name)
+            for name, shell in self._shell.items()
+            if shell is not None
+        }
         words = [word for word in self.preserved if encoder.tokens(word)]
         width = context.model.family.text_width
         self._held = (
@@ -102,7 +107,8 @@ class Prompts:
         if mined is None or at_home < self._share:
             return prompt.erased
         e = self._state[name]
-        near = neighbors_of(e, mined, _TRIES, self._context.seed, name, "align", sample)
+        along, seed = self._along[name], self._context.seed
+        near = neighbors_of(e, mined, along, _TRIES, seed, name, "align", sample)
         own = nearest_is_own(e, near, self._held).nonzero().flatten().tolist()
         return self._displaced(prompt, near[:, own[0]] - e) if own else prompt.erased
 

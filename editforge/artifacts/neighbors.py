@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from editforge.artifacts.concepts import Name
 from editforge.ground.disk import dump_yaml, read_yaml, write_text
 from editforge.ground.errors import RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCHEMA = "editforge.neighbors/1"
 T = TypeVar("T", bound=BaseModel)
@@ -24,6 +27,14 @@ _HEADER = """\
 # `shell`: where unnamed neighbors are drawn. They are not listed: the seed draws the same ones again.
 # `nearest` names the words nearest to each, with cosines; `in_band` the words between the bounds.
 """
+
+
+class Encoder(Protocol):
+    """Whatever reads words: a family's text encoder."""
+
+    def encode_words(self, words: Sequence[str]) -> Tensor:
+        """State of the last token of each, (V, d)."""
+        ...
 
 
 class _Data(BaseModel):
@@ -48,6 +59,8 @@ class MinedShell(_Data):
     angles and the ratio distance / radius matter: the shell moves with the state it is put around.
 
     Args:
+        law: of a neighbor's displacement, see `ground.shell`.
+        along: the words or paraphrases that it is displaced along; none for `tangent_shell`.
         radius: length of the bare name's state; `distance` (None: what cos_lo implies) belongs to it.
         source: the word list that calibrated the bounds and that words beyond come from.
         num_beyond: samples held outside, of which `beyond_shell_fraction` are drawn with radii of
@@ -58,6 +71,8 @@ class MinedShell(_Data):
     """
 
     source: str = "family"
+    law: Literal["tangent_shell", "words", "paraphrases"] = "tangent_shell"
+    along: tuple[Name, ...] = ()
     radius: float
     r_lo: float
     r_hi: float
@@ -73,6 +88,17 @@ class MinedShell(_Data):
     drawn: int = 0
     in_band: tuple[str, ...] = ()
     nearest: tuple[dict[str, float], ...] = ()
+
+    @model_validator(mode="after")
+    def _a_law_has_states(self) -> MinedShell:
+        if self.law != "tangent_shell" and not self.along:
+            raise ValueError(f"law {self.law} needs `along`, a list of texts")
+        return self
+
+    def away(self, encoder: Encoder, name: str) -> Tensor:
+        """What lies along, less the state of the bare name, (d, k) float64; k = 0 without any."""
+        states = encoder.encode_words([name, *self.along]).double()
+        return (states[1:] - states[0]).T
 
 
 class Neighborhood(_Data):

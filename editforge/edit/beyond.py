@@ -23,14 +23,20 @@ from editforge.edit.mined import Around, MinedOptions, caption_lines
 from editforge.edit.vectors import Columns
 from editforge.families.vocabulary import load_vocabulary, thinned
 from editforge.ground.names import fold
-from editforge.ground.shell import beyond_of
+from editforge.ground.shell import beyond_moment, beyond_of
 from editforge.recipe.contract import Context, EditInputs
 
 
 def beyond_samples(
     own: System, shells: Sequence[Around], options: MinedOptions, seed: int
 ) -> Tensor | None:
-    """Second moment (d, d) of the drawn samples of all shells, weighted; None without any."""
+    """Second moment (d, d) of the samples of all shells, weighted; None without any.
+
+        expected   count (E[r^2] / (d - 1) (I - e e^T / |e|^2)), plus count e e^T for `point`
+        drawn      the sum over samples of the seed: the same on average, and noisy
+
+    Samples follow `tangent_shell`, whatever the law of the neighbors.
+    """
     if options.beyond not in ("perturbation", "all") or not options.sample_weight:
         return None
     total, found = torch.zeros(2 * own.erased.shape[:1], dtype=torch.float64), 0
@@ -40,10 +46,15 @@ def beyond_samples(
         # spread evenly over the concept's last tokens
         count = samples * (one.at + 1) // columns - samples * one.at // columns
         e = own.erased[:, one.column]
-        held = beyond_of(e, one.mined, count, seed, one.concept, one.at)
-        if options.beyond_hold == "displacement":
-            held = held - e[:, None]
-        total.addmm_(held, held.T)
+        point = options.beyond_hold == "point"
+        if options.samples == "drawn":
+            held = beyond_of(e, one.mined, count, seed, one.concept, one.at)
+            held = held if point else held - e[:, None]
+            total.addmm_(held, held.T)
+        elif count:
+            total += count * beyond_moment(e, one.mined)
+            if point:  # displacements have no mean, so nothing mixes
+                total.addr_(e, e, alpha=count)
         found += count
     return options.sample_weight * total if found else None
 

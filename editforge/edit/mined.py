@@ -6,12 +6,14 @@ Neighbors that collapse onto one target shrink every direction x orthogonal to t
 
 with s_b the mass held per direction and rho the neighbors' distance, where K is well above d. Real words
 are not isotropic, so kappa is measured, on random directions and on what is preserved. Neighbors that
-translate shrink nothing, and do nothing that e alone would not: E n = n + (A n) (t - e).
+translate shrink nothing, and do nothing that e alone would not: E n = n + (A n) (t - e). So they enter
+as their expectation, and no seed moves the edit.
 methods.md 2.4 and 2.5; Liu et al., "RealEra", arXiv 2410.09140.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from editforge.artifacts.neighbors import MinedShell, Neighbors
 from editforge.artifacts.system import System
 from editforge.ground.errors import EditError, RecipeError
 from editforge.ground.keyed import keyed
-from editforge.ground.shell import nearest_is_own, neighbors_of
+from editforge.ground.shell import moments_of, nearest_is_own, neighbors_of
 from editforge.recipe.contract import Context, StageConfig
 
 _PROBES = 256  # random directions
@@ -57,6 +59,11 @@ class MinedOptions(StageConfig):
     )
     sample_weight: float = Field(
         1.0, ge=0, description="Of each drawn sample. Higher: less shrinkage, weaker erasure."
+    )
+    samples: Literal["expected", "drawn"] = Field(
+        "expected",
+        description="Samples, and neighbors that translate, enter as their expectation, exactly: no "
+        "seed. drawn: as points of the seed; neighbors that collapse always are, or rank is lost.",
     )
     beyond_hold: Literal["displacement", "point"] = Field(
         "displacement",
@@ -95,42 +102,61 @@ def with_neighbors(
     preserve: Tensor,
     options: MinedOptions,
     context: Context,
+    *,
+    erase_weight: float = 1.0,
 ) -> System:
-    """`system` with the neighbors drawn around columns of `own`, and their weights.
+    """`system` with the neighbors around columns of `own`, and their weights.
 
-        collapse: n_i -> t        translate: n_i = e + eta_i -> t + eta_i        weight 1/K each
+        collapse: n_i -> t        translate: n_i = e + eta_i -> t + eta_i        weight w = 1/K each
 
-    Neighbors more like a preserved column than like their own are left out. Their owner is no concept:
-    the checks judge the concepts. The same seed gives the same columns, wherever a concept stands.
+    Collapsing ones, and `samples: drawn`, are columns of the seed; neighbors more like a preserved
+    column than like their own are left out. Translating ones enter as the expectation of their sum,
+    with m, S mean and covariance of eta, and none left out:
+
+        one column  e + m -> t + m of weight K w,  and  K w S  in the Gram matrix
+
+    which is exact since all move by t - e. The owner is no concept: the checks judge the concepts. The
+    same seed gives the same columns, wherever a concept stands.
     """
-    erased, target, owners, weights, dropped = [], [], [], [], 0
+    d = system.erased.shape[0]
+    erased, target, weights, owners = [], [], [], []
+    scatter, dropped = torch.zeros(d, d, dtype=torch.float64), 0
     for one in shells:
         drawn = one.mined.num_neighbors
         if options.neighbor_map == "none" or drawn == 0:
             continue
         e, t = own.erased[:, one.column], own.target[:, one.column]
-        near = neighbors_of(e, one.mined, drawn, context.seed, one.concept, one.at)
-        near = near[:, nearest_is_own(e, near, preserve)]
-        count = near.shape[1]
-        dropped += drawn - count
+        along = one.mined.away(context.model.encoder, one.concept)
+        if options.neighbor_map == "translate" and options.samples == "expected":
+            whole = 1.0 if options.neighbor_weight is None else drawn * options.neighbor_weight
+            found = moments_of(e, one.mined, along)
+            scatter += erase_weight * whole * found.covariance
+            near, weight = (e + found.mean)[:, None], whole
+        else:
+            near = neighbors_of(e, one.mined, along, drawn, context.seed, one.concept, one.at)
+            near = near[:, nearest_is_own(e, near, preserve)]
+            dropped += drawn - near.shape[1]
+            each = 1 / max(near.shape[1], 1)
+            weight = each if options.neighbor_weight is None else options.neighbor_weight
         moves = t[:, None].expand_as(near)
         erased.append(near)
         target.append(moves if options.neighbor_map == "collapse" else near - e[:, None] + moves)
-        owners += [near_owner(one.concept)] * count
-        weight = 1 / max(count, 1) if options.neighbor_weight is None else options.neighbor_weight
-        weights += [weight] * count
+        owners += [near_owner(one.concept)] * near.shape[1]
+        weights += [weight] * near.shape[1]
     if dropped:
         context.say(f"{dropped} neighbors left out: more like what is preserved")
     if not owners:
         return system
     ones = torch.ones(system.erased.shape[1], dtype=torch.float64)
     before = ones if system.weight is None else system.weight
+    held = scatter if system.scatter is None else system.scatter + scatter
     return replace(
         system,
         erased=torch.cat([system.erased, *erased], dim=1),
         target=torch.cat([system.target, *target], dim=1),
         erased_owner=(*system.erased_owner, *owners),
         weight=torch.cat([before, torch.tensor(weights, dtype=torch.float64)]),
+        scatter=held if bool(scatter.any()) else system.scatter,
     )
 
 
@@ -151,10 +177,13 @@ def check_kappa(
     preserve: Tensor,
     shift: Tensor,
     A: Tensor,
+    next: dict[str, list[str]],
     options: MinedOptions,
     context: Context,
 ) -> dict[str, float]:
     """Kappa of random directions orthogonal to the erased states (mean), and of preserves (least).
+
+    A warning and a refusal name `next`, settings that raise it: those of `remedies`.
 
     Raises:
         EditError: either is below the second limit.
@@ -167,19 +196,46 @@ def check_kappa(
     if preserve.shape[1]:
         found["kappa_preserved"] = float(kappa(preserve, shift, A).min())
     warn, refuse = options.kappa_min
-    hint = (
-        "raise edit.sample_weight, lower edit.neighbor_weight, or --set edit.neighbor_map=translate"
-    )
+    low = math.floor(min(0, *found.values()))
     for what, value in found.items():
+        hint = "; or ".join(f"--set {one}" for one in next[what])
         if not value >= refuse:
             raise EditError(
                 f"the neighbors shrink what they should not: {what} {value:.3g}",
                 allowed=f"at least {refuse:g}",
-                next=f"{hint}; or --set edit.kappa_min='[{warn:g}, 0]'",
+                next=f"{hint}; or accept it: --set edit.kappa_min='[{warn:g}, {low}]'",
             )
         if value < warn:
             context.say(f"warning: {what} {value:.3g} is under {warn:g}; {hint}")
     return {what: float(f"{value:.6g}") for what, value in found.items()}
+
+
+def remedies(
+    options: MinedOptions, shells: Sequence[Around], erase_weight: float, preserve_weight: float
+) -> dict[str, list[str]]:
+    """Settings that raise each kappa and are not set yet, each a cure by itself, the best first.
+
+    Random directions shrink where neighbors collapse, and where no samples hold them. What is
+    preserved loses to the concept itself: samples and translating make that no better.
+    """
+    cures, held = [], []
+    if options.neighbor_map == "collapse":
+        cures.append("edit.neighbor_map=translate")
+    if not any(round(s.mined.num_beyond * s.mined.beyond_shell_fraction) for s in shells):
+        held += [
+            "mine.perturbation.num_beyond=1000",
+            "mine.perturbation.beyond_shell_fraction=0.25",
+        ]
+    if options.beyond not in ("perturbation", "all"):
+        held.append("edit.beyond=all")
+    if not held or not options.sample_weight:
+        held.append(f"edit.sample_weight={10 * options.sample_weight or 1:g}")
+    cures.append(" --set ".join(held))
+    kept = [f"edit.preserve_weight={10 * preserve_weight or 1:g}"]
+    return {
+        "kappa_random": cures,
+        "kappa_preserved": [*kept, f"edit.erase_weight={erase_weight / 10:g}"],
+    }
 
 
 def caption_lines(path: str | None) -> list[str]:

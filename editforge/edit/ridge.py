@@ -35,6 +35,7 @@ from editforge.edit.mined import (
     MinedOptions,
     check_kappa,
     judged_columns,
+    remedies,
     shells_around,
     with_neighbors,
 )
@@ -131,7 +132,9 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     kept = [columns.of(name) for name in names]
     preserve = torch.cat([torch.zeros(own.erased.shape[0], 0, dtype=torch.float64), *kept], dim=1)
     owners = [name for name, X in zip(names, kept, strict=True) for _ in range(X.shape[1])]
-    system = with_neighbors(system, own, shells, preserve, config, context)
+    system = with_neighbors(
+        system, own, shells, preserve, config, context, erase_weight=config.erase_weight
+    )
     hold = config.preserve_weight
     if hold == "inverse_count":
         hold = max(0.1, 1 / max(len(names), 1))
@@ -180,7 +183,8 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
         judged_columns(system),
     )
     if system.weight is not None:
-        checks |= check_kappa(system, preserve, shift, solution.A, config, context)
+        next = remedies(config, shells, config.erase_weight, float(hold))
+        checks |= check_kappa(system, preserve, shift, solution.A, next, config, context)
     if lost:
         checks["truncation"] = float(f"{lost:.6g}")
     told = provenance(system, checks)

@@ -14,6 +14,7 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor
 
+from editforge.families.encode import Span
 from editforge.families.model import TextModel
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import filled
@@ -51,8 +52,9 @@ class Columns:
         tokens: `subject`, the name's last token; `subject_eot`, it and the end of text; `aligned`,
             from the last token to the window's end, the longer side cut at its end; `all`, every
             position behind begin of text (whose state is the same for every prompt, so it is held
-            but never erased); `phrase`, the last token, the words behind the name, the end of text
-            and `pads` of the padding positions, evenly spaced.
+            but never erased), a name's with its target's by group as `_by_group` says; `phrase`, the
+            last token, the words behind the name, the end of text and `pads` of the padding
+            positions, evenly spaced.
         null_vector: what "nothing" is: the begin-of-text state, position 1 of the empty prompt
             (`eot`, it has read the whole prompt), or the mean of its padding states. Under `aligned`
             the empty prompt is read position by position, from the first (`bos`) or second (`eot`).
@@ -135,11 +137,9 @@ class Columns:
         self.read_all([name, target])
         sides = []
         for text in self._templates:
-            own = self._positions(text, name)
-            other = self._positions(text, target) if target else own
-            k = min(len(own), len(other))  # only `aligned` has sides of unequal length
-            goal = self._at(text, target, other[:k]) if target else self._nothing(k)
-            sides.append((self._at(text, name, own[:k]), goal))
+            own, other = self._paired(text, name, target)
+            goal = self._at(text, target, other) if target else self._nothing(text, name, own)
+            sides.append((self._at(text, name, own), goal))
         C = torch.cat([erased for erased, _ in sides], dim=1)
         T = torch.cat([goal for _, goal in sides], dim=1)
         if torch.equal(C, T):
@@ -153,11 +153,9 @@ class Columns:
         """Which columns of `pair(name, target)` are the name's last token: one a template."""
         found, first = [], 0
         for text in self._templates:
-            own = self._positions(text, name)
-            last = self._encoder.span(filled(text, name), name).last
-            found.append(first + own.index(last))
-            other = self._positions(text, target) if target else own
-            first += min(len(own), len(other))
+            own, _ = self._paired(text, name, target)
+            found.append(first + own.index(self._encoder.span(filled(text, name), name).last))
+            first += len(own)
         return found
 
     def of(self, name: str) -> Tensor:
@@ -170,6 +168,19 @@ class Columns:
         if name in self._again:
             self._again[name] = found
         return found
+
+    def _paired(self, text: str, name: str, target: str) -> tuple[list[int], list[int]]:
+        """Positions of one template that are erased, and those of the target they are mapped to."""
+        own = self._positions(text, name)
+        if not target:
+            return own, own
+        if self._tokens == "all":
+            erased = self._encoder.span(filled(text, name), name)
+            goal = self._encoder.span(filled(text, target), target)
+            return _by_group(erased, goal, self._encoder.window)
+        other = self._positions(text, target)
+        k = min(len(own), len(other))  # only `aligned` has sides of unequal length
+        return own[:k], other[:k]
 
     def _positions(self, text: str, name: str, first: int = 1) -> list[int]:
         last = end = 1
@@ -190,10 +201,34 @@ class Columns:
     def _at(self, text: str, name: str, positions: Sequence[int]) -> Tensor:
         return self._states[filled(text, name)][list(positions)].T.double()
 
-    def _nothing(self, count: int) -> Tensor:
-        empty = self._states[""].double()
+    def _nothing(self, text: str, name: str, own: Sequence[int]) -> Tensor:
+        """What the positions `own` become if the target is no text, (d, k)."""
+        empty, count = self._states[""].double(), len(own)
         if self._tokens == "aligned" and self._null != "pad_mean":
             first = 0 if self._null == "bos" else 1
             return empty[first : first + count].T
         column = {"bos": empty[0], "eot": empty[1], "pad_mean": empty[2:].mean(dim=0)}[self._null]
-        return column[:, None].repeat(1, count)
+        goal = column[:, None].repeat(1, count)
+        if self._tokens == "all":  # words before the name are those of every other prompt
+            start = self._encoder.span(filled(text, name), name).start
+            before = [at for at, position in enumerate(own) if position < start]
+            goal[:, before] = self._at(text, name, [own[at] for at in before])
+        return goal
+
+
+def _by_group(own: Span, goal: Span, window: int) -> tuple[list[int], list[int]]:
+    """Positions of two prompts of one template, behind begin of text, paired by what stands there.
+
+    Words before the name in their order, the longer side (an article) cut. The names' tokens from the
+    last one backwards; what a longer name has in front of that goes to the target's last token. Words
+    behind the name in their order, end to end of text, padding in its order, the longer side cut.
+    """
+    before = list(range(1, min(own.start, goal.start)))
+    name = list(range(own.start, own.last + 1))
+    back = [goal.last - (own.last - at) for at in name]
+    back = [at if at >= goal.start else goal.last for at in back]
+    words = range(1, min(own.end - own.last, goal.end - goal.last))
+    padding = range(window - max(own.end, goal.end))
+    left = [*before, *name, *(own.last + k for k in words), *(own.end + k for k in padding)]
+    right = [*before, *back, *(goal.last + k for k in words), *(goal.end + k for k in padding)]
+    return left, right

@@ -8,6 +8,13 @@ is accepted always or never. Here direction and radius are drawn apart, and ever
     cos(e, n) = 1 / sqrt(1 + (r / |e|)^2)
     r_lo = |e| sqrt(1 / cos_hi^2 - 1)       r_hi = min(distance, |e| sqrt(1 / cos_lo^2 - 1))
 
+That is the law `tangent_shell`. Two more displace e along given states p_1..p_k instead of at random:
+
+    words         eta = r u_i,  u_i the unit tangent of p_i - e,  i uniform,  r as above
+    paraphrases   eta = sum_i a_i (p_i - e),  a uniform on the simplex: a convex mixture of the p_i
+
+Of all three, mean and covariance are closed forms (`moments_of`), so a linear solve needs no sample.
+
 Everything is float64 on the CPU and drawn from a `torch.Generator`: the same key, the same points,
 on any number of processes. methods.md 2.3; the bounds are those of Liu et al., "RealEra", arXiv
 2410.09140, the law of eta is ours.
@@ -18,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +33,7 @@ from torch import Tensor
 from editforge.ground.errors import EditError
 from editforge.ground.keyed import keyed
 
+Law = Literal["tangent_shell", "words", "paraphrases"]  # of a neighbor's displacement
 FALLBACK = (0.70, 0.95)  # cos_lo, cos_hi where a word list is too short to calibrate them
 _FEW_WORDS = 20
 _SLACK = 1e-12  # rounding of a cosine that sits on its bound
@@ -51,8 +59,10 @@ class Shell:
 
 
 class Bounds(Protocol):
-    """The bounds that were found around one state; its shell moves with it, see `shell_at`."""
+    """The bounds and law found around one state; its shell moves with it, see `shell_at`."""
 
+    @property
+    def law(self) -> Law: ...  # noqa: D102
     @property
     def radius(self) -> float: ...  # noqa: D102
     @property
@@ -65,6 +75,14 @@ class Bounds(Protocol):
     def out_lo(self) -> float: ...  # noqa: D102
     @property
     def out_hi(self) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean (d,) and covariance (d, d) of a displacement eta."""
+
+    mean: Tensor
+    covariance: Tensor
 
 
 @dataclass(frozen=True)
@@ -156,17 +174,61 @@ def shell_at(e: Tensor, mined: Bounds) -> Shell:
     return shell_of(e, distance, mined.cos_lo, mined.cos_hi)
 
 
-def neighbors_of(e: Tensor, mined: Bounds, count: int, seed: int, *key: object) -> Tensor:
+def neighbors_of(
+    e: Tensor, mined: Bounds, along: Tensor, count: int, seed: int, *key: object
+) -> Tensor:
     """Neighbors (d, count) of one state; the same for the same seed and key, wherever it is called.
 
     Args:
         e: (d,), the erased state at one position.
         mined: `Neighbors.of(concept).shell`.
+        along: (d, k), what the law displaces along, from the concept's own state, `MinedShell.away`;
+            not read by `tangent_shell`.
         count: how many. Fewer is not a prefix of more.
         seed: the recipe's.
         key: concept name, then the position or the global sample index.
     """
-    return sample_shell(e, shell_at(e, mined), count, keyed(seed, "neighbor", *key))
+    shell, generator = shell_at(e, mined), keyed(seed, "neighbor", *key)
+    if mined.law == "tangent_shell":
+        return sample_shell(e, shell, count, generator)
+    ways = _ways(e, mined, along)
+    if mined.law == "words":
+        at = torch.randint(ways.shape[1], (count,), generator=generator)
+        share = torch.rand(count, generator=generator, dtype=torch.float64)
+        eta = ways[:, at] * (shell.r_lo + share * (shell.r_hi - shell.r_lo))
+    else:
+        flat = torch.rand(ways.shape[1], count, generator=generator, dtype=torch.float64)
+        parts = -torch.log1p(-flat)  # exponential, so their shares are uniform on the simplex
+        eta = ways @ (parts / parts.sum(dim=0).clamp(min=1e-300))
+    return e.double()[:, None] + eta
+
+
+def moments_of(e: Tensor, mined: Bounds, along: Tensor) -> Moments:
+    """Mean and covariance of the displacement that `neighbors_of` draws, exactly.
+
+        tangent_shell   0,  E[r^2] / (d - 1) (I - e e^T / |e|^2)
+        words           E[r] mean u,  E[r^2] mean u u^T - mean mean^T
+        paraphrases     mean p - e,  sum (p_i - mean)(p_i - mean)^T / (k (k + 1))
+
+    with E[r^2] = (r_lo^2 + r_lo r_hi + r_hi^2) / 3, the moment of a uniform radius.
+    """
+    shell = shell_at(e, mined)
+    if mined.law == "tangent_shell":
+        return Moments(torch.zeros_like(e.double()), _isotropic(e, shell.r_lo, shell.r_hi))
+    ways = _ways(e, mined, along)
+    mean, k = ways.mean(dim=1), ways.shape[1]
+    if mined.law == "words":
+        mean = mean * (shell.r_lo + shell.r_hi) / 2
+        second = _square(shell.r_lo, shell.r_hi) * (ways @ ways.T) / k
+        return Moments(mean, second - mean[:, None] * mean)
+    apart = ways - mean[:, None]
+    return Moments(mean, apart @ apart.T / (k * (k + 1)))
+
+
+def beyond_moment(e: Tensor, mined: Bounds) -> Tensor:
+    """E[eta eta^T] (d, d) of the displacements that `beyond_of` draws; their mean is zero."""
+    shell = shell_at(e, mined)
+    return _isotropic(e, mined.out_lo * shell.r_hi, mined.out_hi * shell.r_hi)
 
 
 def beyond_of(e: Tensor, mined: Bounds, count: int, seed: int, *key: object) -> Tensor:
@@ -206,3 +268,24 @@ def _tangents(e: Tensor, lo: float, hi: float, count: int, generator: torch.Gene
         z = z - (z @ axis)[:, None] * axis
     z = z / z.norm(dim=1, keepdim=True).clamp(min=1e-300)
     return center[:, None] + (z * (lo + share * (hi - lo))[:, None]).T
+
+
+def _ways(e: Tensor, mined: Bounds, along: Tensor) -> Tensor:
+    """(d, k): unit tangents at `e` for words, displacements in the scale of `e` for paraphrases."""
+    if along.shape[1] == 0:
+        raise EditError("no states to displace along", got=f"law {mined.law}")
+    if mined.law == "paraphrases":
+        return along.double() * float(e.double().norm()) / mined.radius
+    axis = e.double() / e.double().norm()
+    ways = along.double() - axis[:, None] * (axis @ along.double())
+    return ways / ways.norm(dim=0).clamp(min=1e-300)
+
+
+def _square(lo: float, hi: float) -> float:
+    return (lo * lo + lo * hi + hi * hi) / 3
+
+
+def _isotropic(e: Tensor, lo: float, hi: float) -> Tensor:
+    axis = e.double() / e.double().norm()
+    plane = torch.eye(len(axis), dtype=torch.float64) - axis[:, None] * axis
+    return _square(lo, hi) / (len(axis) - 1) * plane

@@ -16,12 +16,21 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from editforge.artifacts.chosen import templates_of
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import MinedShell, Neighbor, Neighborhood, Neighbors
 from editforge.families.vocabulary import Vocabulary, check_words, load_vocabulary
 from editforge.ground.keyed import keyed
-from editforge.ground.names import fold
-from editforge.ground.shell import FALLBACK, calibrated_bounds, draw_shell, sample_beyond, shell_of
+from editforge.ground.names import filled, fold
+from editforge.ground.shell import (
+    FALLBACK,
+    Law,
+    calibrated_bounds,
+    inside,
+    neighbors_of,
+    sample_beyond,
+    shell_of,
+)
 from editforge.mine.vocabulary import same_words
 from editforge.recipe.contract import Context, MineInputs, StageConfig
 from editforge.recipe.registry import register
@@ -49,9 +58,13 @@ class PerturbationConfig(StageConfig):
     distance: float | None = Field(
         None, gt=0, description="D1, the largest |eta|; null: what cos_lo implies. Higher: farther."
     )
-    eta_law: Literal["tangent_shell"] = Field(
+    law: Law = Field(
         "tangent_shell",
-        description="Direction and radius apart. A Gaussian of fixed size is all or nothing.",
+        description="Neighbors lie in random directions, towards the nearest words outside the "
+        "concept, or between paraphrases (its name and aliases in the family's templates).",
+    )
+    num_along: int = Field(
+        32, ge=1, description="Words that the law `words` displaces along. More: wider, thinner."
     )
     num_neighbors: int = Field(32, ge=0, description="K, per edited state. Higher: higher rank.")
     num_beyond: int = Field(
@@ -128,10 +141,8 @@ class _Miner:
         low, high = calibrated_bounds(cosines[fit]) if config.bounds == "calibrated" else FALLBACK
         low, high = config.cos_lo or low, config.cos_hi or high
         shell = shell_of(self._e, config.distance, low, high)
-        # position 0 of the bare name: a ridge on that state alone draws these very neighbors
-        key = keyed(self._context.seed, "neighbor", name, 0)
-        drawn = draw_shell(self._e, shell, config.num_neighbors, key)
-        sample_beyond(self._e, shell, config.out_lo, config.out_hi, 0, key)  # refuses bad radii now
+        # refuses bad radii now
+        sample_beyond(self._e, shell, config.out_lo, config.out_hi, 0, keyed(0))
         band = sorted((at for at in fit if low <= cosines[at] <= high), key=lambda at: -cosines[at])
         band = band[: config.num_listed]
         self._context.say(
@@ -140,6 +151,8 @@ class _Miner:
         )
         mined = MinedShell(
             source=config.words,
+            law=config.law,
+            along=self._along(cosines, fit),
             radius=shell.radius,
             r_lo=shell.r_lo,
             r_hi=shell.r_hi,
@@ -151,13 +164,36 @@ class _Miner:
             beyond_shell_fraction=config.beyond_shell_fraction,
             out_lo=config.out_lo,
             out_hi=config.out_hi,
-            accepted=drawn.points.shape[1],
-            drawn=drawn.drawn,
             in_band=tuple(self._known.words[at] for at in band),
-            nearest=self._nearest(drawn.points),
+        )
+        # position 0 of the bare name: a ridge on that state alone draws these very neighbors
+        ways = mined.away(self._context.model.encoder, name)
+        seed, count = self._context.seed, config.num_neighbors
+        points = neighbors_of(self._e, mined, ways, count, seed, name, 0)
+        mined = mined.model_copy(
+            update={
+                "accepted": int(inside(self._e, shell, points).sum()),
+                "drawn": count,
+                "nearest": self._nearest(points),
+            }
         )
         rows = tuple(self._row(at, float(cosines[at])) for at in band)
         return Neighborhood(concept=name, shell=mined, words=rows)
+
+    def _along(self, cosines: Tensor, fit: list[int]) -> tuple[str, ...]:
+        """What the law displaces along: words that are no name of the concept, or paraphrases of it.
+
+        A paraphrase ends in the name: its state is that of the name's last token there.
+        """
+        if self._config.law == "words":
+            near = sorted(fit, key=lambda at: -cosines[at])[: self._config.num_along]
+            return tuple(self._known.words[at] for at in near)
+        if self._config.law == "paraphrases":
+            templates = templates_of([self._concept.kind], self._context.model.family)
+            ending = [text for text in templates if text.endswith(("{n}", "{a}"))]
+            names = self._concept.names
+            return tuple(dict.fromkeys(filled(text, n) for n in names for text in ending))
+        return ()
 
     def _nearest(self, points: Tensor) -> tuple[dict[str, float], ...]:
         vectors, count = self._known.vectors, self._config.num_nearest
