@@ -10,6 +10,8 @@ Similarity is a cosine of centered states in the metric of the maps that will be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -21,6 +23,8 @@ from editforge.families.vocabulary import check_words, load_vocabulary
 from editforge.ground.names import fold, name_key, other_number, with_article
 from editforge.recipe.contract import Context, MineInputs, StageConfig
 from editforge.recipe.registry import register
+
+CONTAINED = "one contains the other"
 
 
 class VocabularyConfig(StageConfig):
@@ -43,6 +47,11 @@ class VocabularyConfig(StageConfig):
     )
     min_variant_similarity: float = Field(
         0.6, description="Below it, spelling variants say nothing about synonyms: see skip_top."
+    )
+    own_word: float = Field(
+        0.5,
+        description="From which similarity the last word of a longer name is erased with it, if no "
+        "other name of the family's list has it. Higher: fewer.",
     )
     skip_top: int = Field(
         3, ge=0, description="Nearest words that are no target where variants cannot tell."
@@ -84,15 +93,28 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
     erased = {name_key(name) for concept in inputs.concepts for name in concept.names}
     curated = config.words == "family" and context.model.family.words is not None
     found = []
+
+    def alike(word: str, index: int) -> tuple[float, float]:
+        """Similarity and displacement of a word that may not be in the list."""
+        other = (encoder.encode_words([word]) - mean)[0]
+        size = float((other @ metric @ other).clamp(min=1e-30).sqrt())
+        product, own_size = float(centers[index] @ other), float(sizes[index])
+        gap = max(size**2 - 2 * product + own_size**2, 0.0) ** 0.5
+        return product / (size * own_size), gap / own_size
+
     with context.bar(len(inputs.concepts), "mining") as bar:
         for index, concept in enumerate(inputs.concepts):
             ceiling = None if curated else synonym_ceiling(own[index], metric, config)
-            rank = _Ranking(concept, config, erased, curated, ceiling)
+            rank = _Ranking(concept, config, erased, known.words if curated else (), ceiling)
             order = similarity[:, index].argsort(descending=True, stable=True).tolist()
             near, far = similarity[:, index].tolist(), displacement[:, index].tolist()
             for at in order:
                 if not rank.take(known.words[at], folded[at], near[at], far[at]):
                     break
+            if word := rank.last_word():
+                similar, gap = alike(word, index)
+                if similar >= config.own_word:
+                    rank.erase(word, similar, gap)
             found.append(rank.result())
             bar.update()
     return Neighbors(source=config.words, concepts=tuple(found))
@@ -106,11 +128,13 @@ class _Ranking:
         concept: Concept,
         config: VocabularyConfig,
         erased: set[str],
-        curated: bool,
+        curated: Sequence[str],
         ceiling: float | None,
     ) -> None:
         self._concept, self._config, self._erased = concept, config, erased
-        self._curated, self._ceiling = curated, ceiling
+        self._curated, self._ceiling = bool(curated), ceiling
+        self._listed = {name_key(word) for word in curated}
+        self._is_listed = name_key(concept.name) in self._listed
         self._aliases = {fold(name) for name in concept.aliases}
         self._blocked = {fold(word) for word in config.blocklist}
         self._counts: dict[str, int] = {}
@@ -121,7 +145,9 @@ class _Ranking:
         """Judge the next word; False once there are enough candidates and preserves."""
         reason = self._by_words(word, folded)
         role, candidate = "erase" if reason == "alias" else "ignore", False
-        if not reason:
+        if reason == CONTAINED and self._is_own_thing(word):
+            reason, role = "", "preserve"
+        elif not reason:
             doubtful = self._means_the_same(near)
             if doubtful and not self._curated:
                 reason = doubtful
@@ -144,13 +170,34 @@ class _Ranking:
             concept=self._concept.name, passed_over=self._counts, words=tuple(self._rows)
         )
 
+    def last_word(self) -> str:
+        """The last word of a longer name, if no other name of a curated list needs it; or nothing."""
+        *before, last = self._concept.name.split()
+        key = name_key(self._concept.name)
+        others = {part for name in self._listed if name != key for part in name.split()}
+        alone = self._curated and before and self._concept.kind == "object"
+        return last if alone and name_key(last) not in others else ""
+
+    def erase(self, word: str, near: float, far: float) -> None:
+        """A word that means the concept is erased with it."""
+        if fold(word) not in self._aliases:
+            self._rows.append(_row(word, "erase", False, near, far, "the concept in one word"))
+
+    def _is_own_thing(self, word: str) -> bool:
+        """A curated list has one name a thing: `fire` is not the `fire engine`, nor the reverse.
+
+        A name that is not of the list may be what several of its names have in common: `tree`.
+        """
+        inside = len(word.split()) < min(len(name.split()) for name in self._concept.names)
+        return self._curated and (inside or self._is_listed)
+
     def _by_words(self, word: str, folded: str) -> str:
         if folded in self._aliases:
             return "alias"
         for name in self._concept.names:
             if same := same_words(word, name):
                 return same
-        if not self._erased.isdisjoint(_spans(word)):
+        if not self._erased.isdisjoint({name_key(word)} if self._curated else _spans(word)):
             return "erased too"
         return "blocklist" if folded in self._blocked else ""
 
@@ -208,7 +255,7 @@ def same_words(word: str, name: str) -> str:
     if short == long:
         return "same word"
     spans = [long[i : i + len(short)] for i in range(len(long) - len(short) + 1)]
-    return "one contains the other" if short and short in spans else ""
+    return CONTAINED if short and short in spans else ""
 
 
 def _spans(name: str) -> set[str]:
