@@ -21,11 +21,15 @@ from editforge import emoji
 from editforge.artifacts.concepts import Concept
 from editforge.cli.output import quiet_libraries
 from editforge.evaluate.gate import evaluate_gate
+from editforge.evaluate.prompts import Counts
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
 from editforge.run.stages import choose, edit, mine
+
+PRESENCE = Path(__file__).parents[2] / "shared" / "emoji-sd" / "presence.json"
+FEW = Counts(name=8, least=8, names=8, images=2, reference=0)
 
 
 def main() -> None:
@@ -35,6 +39,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="sets")
     parser.add_argument("--nearest", action="store_true", help="take the nearest candidate")
     parser.add_argument("--concepts", nargs="*", help="fewer than the twelve")
+    parser.add_argument("--free", type=int, default=0, help="and so many names of no split")
+    parser.add_argument("--few", action="store_true", help="48 images a name and model, not 272")
     parser.add_argument("--images", type=Path, default=Path("runs/.dev-images"))
     parser.add_argument("--pictures", type=Path, help="save each report with its grid here")
     parser.add_argument("--json", type=Path, help="also write the numbers here")
@@ -45,6 +51,7 @@ def main() -> None:
         return
     quiet_libraries()
     concepts = args.concepts or list(emoji.manifest().splits["dev"])
+    concepts = concepts + best_drawn(args.free)
     rows = []
     with open_model(ModelConfig()) as model:
         pipe = model.pipeline()
@@ -72,12 +79,18 @@ def main() -> None:
                 seed=recipe.seed,
                 progress=False,
                 workdir=args.images / name,
+                counts=FEW if args.few else None,
             )
             if args.pictures:
                 report.save(args.pictures / name)
             row = {"concept": name, "target": becomes, "rank": found.exact_rank}
             row |= {"seconds": seconds, "status": report.verdict.status}
             row["failed"] = [c.message for c in report.verdict.checks if c.holds is False]
+            row["lost"] = [
+                one.name
+                for one in report.names
+                if one.set == "near" and one.base >= 0.5 and one.edited == 0
+            ]
             row["drawn_as"] = report.verdict.concepts[0].drawn_as
             for key in ("presence_name", "presence_alias", "recognizable_target"):
                 pair = report.metrics[key]
@@ -90,6 +103,16 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1, sort_keys=True) + "\n")
     print(table(rows))
+
+
+def best_drawn(count: int) -> list[str]:
+    """Names of no split that the base draws best, by `presence.json`; ties by name."""
+    manifest = emoji.manifest()
+    taken = {*manifest.splits["test"], *manifest.splits["dev"], *manifest.splits["retain60"]}
+    taken |= set(manifest.broad["weapon"].members)
+    presence = {n: row["name"] for n, row in json.loads(PRESENCE.read_text())["presence"].items()}
+    free = [name for name in manifest.names if name not in taken]
+    return sorted(free, key=lambda name: (-presence[name][0] / presence[name][1], name))[:count]
 
 
 def table(rows: list[dict]) -> str:
@@ -117,6 +140,8 @@ def table(rows: list[dict]) -> str:
         f"| {average('retention_near')} | {average('retention_far')} | {passed} of {len(rows)} pass |"
     )
     note = f"\nName at most 0.1: {erased} of {len(rows)}; near kept at least 0.8: {kept}; both: {both}."
+    lost = sum(len(row.get("lost", ())) for row in rows)
+    note += f" Near names lost: {lost}."
     note += "".join(f"\n{row['concept']}: {what}" for row in rows for what in row["failed"])
     return "\n".join([*head, *(line(row) for row in rows), tail, note])
 

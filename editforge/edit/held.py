@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor
 
 from editforge.edit import vectors
@@ -26,13 +25,6 @@ from editforge.ground.files import write_safetensors
 from editforge.ground.names import fold
 from editforge.recipe.contract import Context
 
-
-def _sources(value: Any) -> Any:
-    """One list may be named alone; null is none."""
-    return (value,) if isinstance(value, str) else () if value is None else value
-
-
-Sources = Annotated[tuple[str, ...], BeforeValidator(_sources)]
 _PIECE = 16  # names encoded at a time
 _CACHED_FROM = (
     16  # words; a (d, d) matrix is read back faster than these are encoded, in any family
@@ -42,27 +34,25 @@ _MADE_BY = (Path(__file__), Path(vectors.__file__))  # other code may add other 
 
 def background(
     columns: Columns,
-    sources: Sequence[str],
+    source: str | None,
     limit: int,
     taken: Sequence[str],
     context: Context,
 ) -> Tensor:
-    """Second moment (d, d) of the words of all sources that are not taken, each once.
+    """Second moment (d, d) of the words of `source` that are not taken.
 
     Args:
         columns: how a name is read.
-        sources: word lists, see `load_vocabulary`; none: nothing is held, a zero matrix.
-        limit: of each list; a longer one is thinned evenly, so that frequent and rare words stay
-            represented.
+        source: a word list, see `load_vocabulary`; None: nothing is held, a zero matrix.
+        limit: a longer list is thinned evenly, so that frequent and rare words stay represented.
         taken: names that are erased, mean the same, or are preserved by name.
         context: model, cache and progress.
     """
     width = context.model.family.text_width
-    if not sources:
+    if source is None:
         return torch.zeros(width, width, dtype=torch.float64)
     out = {fold(word) for word in taken}
-    lists = [thinned(word_list(context.model, source), limit) for source in sources]
-    words = list({fold(word): word for words in reversed(lists) for word in words}.values())
+    words = thinned(word_list(context.model, source), limit)
     less = [word for word in words if fold(word) in out]
     with context.bar(len(words) + len(less), "encoding the background") as bar:
         # What is taken off is read once: not again from a list that every run reads, nor again by

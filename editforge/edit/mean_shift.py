@@ -34,7 +34,7 @@ from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.edit.checks import Limits, check_solution, drift_of, way_left
 from editforge.edit.factors import factors_of
-from editforge.edit.held import Sources, background, empty_prompt, moments
+from editforge.edit.held import background, empty_prompt, moments
 from editforge.edit.vectors import END, Columns, Templates
 from editforge.families.vocabulary import check_words
 from editforge.ground.linalg import constrained, solve
@@ -57,7 +57,11 @@ class MeanShiftConfig(StageConfig):
     erase_weight: float | None = Field(
         None,
         gt=0,
-        description="Of each group mean. Higher: surer erasure, more drift; null: exactly there.",
+        description="Of each name, shared among them. Higher: surer erasure, more drift; null: all "
+        "the way, whatever drifts.",
+    )
+    least_weight: float = Field(
+        4.0, gt=0, description="Of each name, however many share. Higher: surer, more drift."
     )
     preserve_weight: float = Field(
         10.0, ge=0, description="Of each name preserved. Higher: it drifts less."
@@ -65,9 +69,8 @@ class MeanShiftConfig(StageConfig):
     empty_weight: float = Field(
         30.0, ge=0, description="Of begin of text and of the empty prompt, in every picture."
     )
-    background: Sources = Field(
-        ("family", "tokenizer"),
-        description="Word lists held as a whole: family, tokenizer, a file; null: none.",
+    background: str | None = Field(
+        "family", description="Word list held as a whole: family, tokenizer, a file; null: none."
     )
     background_weight: float = Field(1.0, ge=0, description="Of each word. Higher: it drifts less.")
     background_limit: int = Field(
@@ -82,8 +85,7 @@ class MeanShiftConfig(StageConfig):
 
     def check_early(self, concepts: tuple[Concept, ...]) -> None:
         """A background list that is a file must be there."""
-        for source in self.background:
-            check_words(source)
+        check_words(self.background)
 
     def rank_of(self, names: int, templates: int, window: int, neighbors: int) -> int:
         """Four groups a name, whatever the number of templates."""
@@ -96,10 +98,11 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
 
         M = mean states (d, k) of the groups of all erased names; S = their targets' means
         G = lam I + sum over everything held of weight * mean of x x^T
-        A = (M^T G^-1 M + I / w)^-1 M^T G^-1            w = erase_weight
+        w = max(erase_weight / number of names, least_weight)
+        A = (M^T G^-1 M + I / w)^-1 M^T G^-1
         W'_l = W_l + W_l (reach (S - M)) A
 
-    Guarantee: the least sum of w |A m_i - e_i|^2 and weight |A x|^2; with w = null A M = I exactly.
+    Guarantee: the least sum of w |A m_i - e_i|^2 and weight |A x|^2; erase_weight null: A M = I.
     The rank is at most the number of groups, four per erased name; what is orthogonal to G^-1 M does
     not move.
 
@@ -120,11 +123,11 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     if config.erase_weight is None:
         solution = constrained(system.erased, G, ridge=config.ridge)
     else:
-        count = system.erased.shape[1]
+        weight = max(config.erase_weight / len(system.names), config.least_weight)
         solution = solve(
             system.erased,
             system.erased[:, :0],
-            erase_weight=torch.full((count,), config.erase_weight, dtype=torch.float64),
+            erase_weight=torch.full(system.erased.shape[1:], weight, dtype=torch.float64),
             preserve_weight=torch.zeros(0, dtype=torch.float64),
             ridge=config.ridge,
             moment=G,
