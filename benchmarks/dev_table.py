@@ -131,7 +131,8 @@ def table(rows: list[dict]) -> str:
 
     def average(key: str) -> str:
         values = [row[key]["value"] if isinstance(row[key], dict) else row[key] for row in rows]
-        return f"{sum(values) / len(values):.3f}"
+        known = [value for value in values if value is not None]
+        return f"{sum(known) / len(known):.3f}"
 
     tail = (
         f"| **mean** | | {average('presence_name')} ({average('presence_name_base')}) "
@@ -149,12 +150,14 @@ def table(rows: list[dict]) -> str:
 def line(row: dict) -> str:
     def cell(key: str) -> str:
         value = row[key]
+        if value["value"] is None:  # a name without an alias
+            return "none"
         return f"{value['value']:.2f} [{value['lo']:.2f}, {value['hi']:.2f}]"
 
     return (
         f"| {row['concept']} | {row['target']} | {cell('presence_name')} "
         f"({row['presence_name_base']:.2f}) | {cell('presence_alias')} "
-        f"({row['presence_alias_base']:.2f}) | {row['recognizable_target']['value']:.2f} "
+        f"({row['presence_alias_base'] or 0:.2f}) | {row['recognizable_target']['value']:.2f} "
         f"({row['recognizable_target_base']:.2f}) | {cell('retention_near')} "
         f"| {cell('retention_far')} "
         f"| {row['status']} |"

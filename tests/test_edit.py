@@ -27,7 +27,13 @@ METHODS = {
     "ridge": {"use": "ridge"},
     "ridge, one state": {"use": "ridge", "templates": ["{n}"]},
     "ridge, name and end": {"use": "ridge", "templates": ["{n}"], "tokens": "subject_eot"},
-    "mean-shift": {"use": "mean-shift", "reach": 1.0, "background_limit": 12},
+    "mean-shift": {
+        "use": "mean-shift",
+        "reach": 1.0,
+        "erase_weight": None,
+        "preserve_weight": 1.0,
+        "background_limit": 12,
+    },
 }
 # A word list of twenty: "among the nearest, perhaps the same" would pass over half of it.
 MINE = {"use": "vocabulary", "skip_top": 0, "min_variant_similarity": 2.0}

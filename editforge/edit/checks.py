@@ -158,7 +158,8 @@ def _behind(prompts: Sequence[str], name: str, model: TextModel) -> Tensor:
 def drift_of(moment: Tensor, shift: Tensor, A: Tensor) -> float:
     """Root mean square of |E x - x| / |x| over what `moment` (d, d) was summed from; 0 if nothing."""
     total = float(moment.diagonal().sum())
-    gone = float(((shift @ A) @ moment * (shift @ A)).sum())
+    E = shift @ A
+    gone = float((E @ moment.to(E) * E).sum())
     return float(f"{math.sqrt(max(gone, 0.0) / total):.6g}") if total > 0 else 0.0
 
 

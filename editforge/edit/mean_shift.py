@@ -67,7 +67,7 @@ class MeanShiftConfig(StageConfig):
         10.0, ge=0, description="Of each name preserved. Higher: it drifts less."
     )
     empty_weight: float = Field(
-        30.0, ge=0, description="Of begin of text and of the empty prompt, in every picture."
+        1000.0, ge=0, description="Of begin of text and of the empty prompt: in every picture."
     )
     background: str | None = Field(
         "family", description="Word list held as a whole: family, tokenizer, a file; null: none."
@@ -80,7 +80,8 @@ class MeanShiftConfig(StageConfig):
         1e-2, gt=0, description="Relative to the mean squared norm. Higher: smaller factors."
     )
     limits: Limits = Field(
-        Limits(residual=(0.7, 0.95)), description="When a solve warns, and when it refuses."
+        Limits(change=(1.5, 5.0), residual=(0.7, 0.95)),
+        description="When a solve warns, and when it refuses.",
     )
 
     def check_early(self, concepts: tuple[Concept, ...]) -> None:
@@ -90,6 +91,19 @@ class MeanShiftConfig(StageConfig):
     def rank_of(self, names: int, templates: int, window: int, neighbors: int) -> int:
         """Four groups a name, whatever the number of templates."""
         return 4 * names
+
+    def foreseen(self, names: int, width: int) -> dict[str, float]:
+        """The background's drift by the law that docs/decisions.md measures; a bound of the condition.
+
+        Random directions in d dimensions share 1 / sqrt(d) of each other, so n names that each move
+        by about the length of a state move everything else by about sqrt(n / d) of its own.
+        """
+        held = self.background_limit * self.background_weight + 2 * self.empty_weight
+        held += 16 * names * self.preserve_weight + names * (self.erase_weight or 1.0)
+        return {
+            "background_drift": 0.7 * (names / width) ** 0.5,
+            "condition": 1 + held / self.ridge,
+        }
 
 
 @register("edit", "mean-shift")
@@ -143,7 +157,7 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
         context.say,
         residual=way_left(system.rows, _UNSEEN, model, shift, solution.A),
     )
-    checks["background_drift"] = drift_of(others, shift, solution.A)
+    checks["background_drift"] = drift_of(others + preserved, shift, solution.A)
     return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance(system, checks)), system)
 
 

@@ -62,6 +62,10 @@ class VocabularyConfig(StageConfig):
         """A word list that is a file must be there."""
         check_words(self.words)
 
+    def mines(self) -> tuple[int, int]:
+        """At most the last word of each name."""
+        return 1, 0
+
 
 @register("mine", "vocabulary")
 def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -> Neighbors:

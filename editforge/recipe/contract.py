@@ -7,7 +7,7 @@ alone. A method of your own is one file with a config, a function and `@register
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +56,15 @@ class StageConfig(BaseModel):
             neighbors: points that are mined around each erased state.
         """
         return None
+
+    def foreseen(self, names: int, width: int) -> Mapping[str, float]:
+        """Of an edit: numbers of its checks that can be told before the solve, for `--dry-run`.
+
+        Args:
+            names: erased names, aliases and mined words included.
+            width: of a text state.
+        """
+        return {}
 
     def mines(self) -> tuple[int, int]:
         """Of a miner: words erased with each concept, points around each of its states, at most."""

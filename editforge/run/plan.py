@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ from editforge.run.check import check, check_model
 from editforge.run.workspace import writable
 from editforge.target.fixed import FixedConfig
 
+_NUMBERS = {
+    "background_drift": "other words drift by about",
+    "condition": "condition at most about",
+}
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,6 +46,7 @@ class Plan:
     can_write: bool
     recipe: str
     bytes_fetched: int = 0
+    foreseen: Mapping[str, float] = field(default_factory=dict)
 
     def text(self) -> str:
         """For a person."""
@@ -51,6 +57,7 @@ class Plan:
         place = f"disk: {size} to write, {free} free"
         place += "" if self.can_write else "; THE FOLDER CANNOT BE WRITTEN"
         bound = "rank not known before" if self.rank is None else f"rank at most {self.rank}"
+        bound += "".join(f"; {_NUMBERS[name]} {value:.2g}" for name, value in self.foreseen.items())
         tail = [f"{bound}; {place}; memory above the libraries: about {memory}"]
         return "\n".join([self.recipe.rstrip(), "", "plan", *rows, *tail])
 
@@ -62,6 +69,7 @@ class Plan:
                 for n, w, s in self.stages
             ],
             "rank": self.rank,
+            "foreseen": dict(self.foreseen),
             "bytes_fetched": self.bytes_fetched,
             "bytes_written": self.bytes_written,
             "memory_bytes": self.memory,
@@ -85,6 +93,8 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
             for config in recipe.mine or ()
         )
         rank = _rank(recipe, model, mined)
+        names = _names(recipe, mined)
+        ahead = recipe.edit.foreseen(names, model.family.text_width) if recipe.edit else {}
         width, paths = model.family.text_width, model.paths
         outputs = sum(model.shapes[f"{path}.weight"][0] for path in paths)
         known = width if rank is None else rank  # no edit of these maps has more
@@ -122,13 +132,19 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         below = below.parent
     free = shutil.disk_usage(below).free
     can = writable(folder) and free > written
-    return Plan(tuple(stages), rank, written, memory, free, can, recipe.to_yaml(), fetched)
+    yaml = recipe.to_yaml()
+    return Plan(tuple(stages), rank, written, memory, free, can, yaml, fetched, ahead)
+
+
+def _names(recipe: Recipe, mined: Sequence[tuple[int, int]]) -> int:
+    """Erased names, aliases and mined words, at most; those of an earlier edit are not counted."""
+    names = sum(len(concept.names) for concept in recipe.concepts)
+    return names + len(recipe.concepts) * sum(words for words, _ in mined)
 
 
 def _rank(recipe: Recipe, model: Outline, mined: Sequence[tuple[int, int]]) -> int | None:
     """The rank of what all stages add, at most; None if one of them cannot say."""
-    names = sum(len(concept.names) for concept in recipe.concepts)
-    names += len(recipe.concepts) * sum(words for words, _ in mined)
+    names = _names(recipe, mined)
     own = getattr(recipe.edit, "templates", None)
     kinds = [model.family.templates.get(concept.kind, ("{n}",)) for concept in recipe.concepts]
     templates = len(own) if own else max(map(len, kinds))
