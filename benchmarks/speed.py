@@ -111,7 +111,7 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
     from editforge.families.vocabulary import cache_folder, load_vocabulary
     from editforge.ground.disk import sha256_json
     from editforge.ground.files import write_safetensors
-    from editforge.ground.linalg import constrained
+    from editforge.ground.linalg import solve
     from editforge.recipe.contract import Context
     from editforge.recipe.layers import resolve
     from editforge.run.stages import choose, edit, mine
@@ -156,8 +156,13 @@ def measure(family: str, concepts: int, folder: Path) -> dict[str, object]:
     n = system.erased.shape[1]
     shift = system.target - system.erased
     # what a solve costs does not depend on the numbers in its Gram matrix
-    G = system.scatter + torch.eye(width, dtype=torch.float64)
-    took["factorize"] = timed(lambda: constrained(system.erased, G, ridge=1e-2))
+    solving = {
+        "erase_weight": torch.ones(n),
+        "preserve_weight": torch.zeros(0),
+        "ridge": 1e-2,
+        "moment": torch.eye(width, dtype=torch.float64),
+    }
+    took["factorize"] = timed(lambda: solve(system.erased, system.erased[:, :0], **solving))
     took["products"] = timed(lambda: [products(model.weight(path), shift) for path in model.paths])
     took["write"] = timed(lambda: write_lora(output.edit, folder / "out"))
     peak_edit = peak() - before
@@ -234,8 +239,7 @@ def _status(key: str) -> int:
 
 # Random weights have no meaning to keep: the checks are measured, not obeyed. Two preserved words a
 # concept: the default's sixteen are 1,700 for 100 concepts, half an hour of SDXL's text encoders here.
-OPTIONS = [f"edit.limits.{name}=[1e8,1e12]" for name in ("residual", "change", "amplification")]
-OPTIONS += ["mine.num_preserve=2"]
+OPTIONS = ["mine.num_preserve=2"]
 
 
 def main() -> None:
