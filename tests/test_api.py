@@ -106,7 +106,7 @@ def test_the_edit_says_what_it_is(edit):
     assert told["erased"][0]["target"]
     assert told["combined"] == "one concept"
     assert told["base_model"] == "a pipeline in memory"
-    assert edit.exact_rank == 3
+    assert edit.exact_rank == 4
 
 
 def test_two_names_are_erased_jointly(pipe):
@@ -114,7 +114,7 @@ def test_two_names_are_erased_jointly(pipe):
         pipe, ["violin", {"name": "spider", "kind": "object"}], options=FAST, progress=False
     )
     assert joint.provenance["combined"] == "joint"
-    assert joint.exact_rank == 6
+    assert joint.exact_rank == 8
 
 
 # --- what it says ---------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_a_program_with_logging_of_its_own_gets_records_and_stderr_is_its_own(ti
 def test_an_edit_shows_its_target_and_no_tensor(edit):
     target = edit.provenance["erased"][0]["target"]
     assert repr(edit.scaled(0.5)) == (
-        f"WeightEdit('violin' -> {target!r}, rank 3, {len(edit.factors)} weights, strength 0.5)"
+        f"WeightEdit('violin' -> {target!r}, rank 4, {len(edit.factors)} weights, strength 0.5)"
     )
     many = WeightEdit({}, provenance={"erased": [{"name": n, "target": ""} for n in "abcde"]})
     assert "'c' -> '', and 2 more, rank 0" in repr(many)

@@ -128,7 +128,7 @@ def test_the_concept_is_moved_to_its_target_and_more_so_than_anything_else(metho
     left = (edited @ state["violin"] - W @ state["trumpet"]).norm()
     drift = (edited @ state["guitar"] - W @ state["guitar"]).norm()
     assert left < (0.5 if kind in TINY else 0.15) * gap
-    assert drift < (0.7 if kind in TINY else 0.3) * gap
+    assert drift < (0.8 if kind in TINY else 0.3) * gap
 
 
 @pytest.mark.parametrize(("method", "kind"), CELLS)

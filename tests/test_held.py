@@ -91,11 +91,11 @@ def test_begin_of_text_and_the_empty_prompt_stay():
 
 def test_an_edit_that_hardly_moves_its_concept_is_refused():
     """The mean-shift's own constraint was measured before, which is met whatever it means."""
-    made = default("violin", "edit.erase_weight=0.001", "edit.least_weight=0.001")
+    made = default("violin", "edit.erase_weight=0.01", "edit.least_weight=0.01")
     with pytest.raises(EditError, match=r"residual 0\.9.* of 'violin'"):
         solved(opened("emoji"), made)
     checks = solved(opened("emoji"), default("violin"))[2].edit.provenance["checks"]
-    assert 0 < checks["residual"] < 0.7
+    assert 0 <= checks["residual"] < 0.7
     assert 0 < checks["background_drift"] < 0.2
 
 

@@ -100,15 +100,16 @@ def test_the_rank_promised_is_a_bound_and_close_to_it(kind, method, sets, tmp_pa
     assert rank <= promised <= max(3 * rank, rank + 4)
 
 
-def test_one_name_has_rank_three_by_default_and_one_by_uce(tmp_path):
-    assert plan(recipe("violin"), tmp_path).rank == 3
+def test_one_name_has_rank_four_by_default_and_one_by_uce(tmp_path):
+    assert plan(recipe("violin"), tmp_path).rank == 4
     assert plan(recipe("violin", method="uce"), tmp_path).rank == 1
-    assert plan(recipe(FIDDLE), tmp_path).rank == 6
+    assert plan(recipe(FIDDLE), tmp_path).rank == 8
+    assert plan(recipe("fire engine"), tmp_path).rank == 8  # its last word, perhaps
 
 
 def test_mined_words_points_around_them_and_a_lora_count(tmp_path):
     assert (
-        plan(recipe("violin", {"mine": [{"use": "associates", "limit": 5}]}), tmp_path).rank == 18
+        plan(recipe("violin", {"mine": [{"use": "associates", "limit": 5}]}), tmp_path).rank == 24
     )
     points = {"mine": [{"use": "perturbation", "num_neighbors": 7}]}
     assert plan(recipe("violin", points, method="uce"), tmp_path).rank == 1 + 7
@@ -116,7 +117,7 @@ def test_mined_words_points_around_them_and_a_lora_count(tmp_path):
     assert plan(still, tmp_path).rank == 1
     aligned = recipe("violin", {"align": {"use": "esd", "rank": 5}})
     made = plan(aligned, tmp_path)
-    assert made.rank == 3 + LoraOptions(rank=5).rank
+    assert made.rank == 4 + LoraOptions(rank=5).rank
     json.dumps(made.to_json(), allow_nan=False)  # training has no estimate, and JSON no NaN
 
 

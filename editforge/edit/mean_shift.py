@@ -101,7 +101,7 @@ class MeanShiftConfig(StageConfig):
         held = self.background_limit * self.background_weight + 2 * self.empty_weight
         held += 16 * names * self.preserve_weight + names * (self.erase_weight or 1.0)
         return {
-            "background_drift": 0.7 * (names / width) ** 0.5,
+            "background_drift": 0.9 * (names / width) ** 0.5,
             "condition": 1 + held / self.ridge,
         }
 

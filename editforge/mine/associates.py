@@ -40,7 +40,7 @@ class AssociatesConfig(StageConfig):
         """A word list that is a file must be there."""
         check_words(self.words)
 
-    def mines(self) -> tuple[int, int]:
+    def mines(self, concept: Concept) -> tuple[int, int]:
         """Words that mean the concept are erased with it."""
         return self.limit, 0
 

@@ -86,7 +86,7 @@ class PerturbationConfig(StageConfig):
         """A word list that is a file must be there."""
         check_words(self.words)
 
-    def mines(self) -> tuple[int, int]:
+    def mines(self, concept: Concept) -> tuple[int, int]:
         """K points around each state."""
         return 0, self.num_neighbors
 

@@ -62,9 +62,9 @@ class VocabularyConfig(StageConfig):
         """A word list that is a file must be there."""
         check_words(self.words)
 
-    def mines(self) -> tuple[int, int]:
-        """At most the last word of each name."""
-        return 1, 0
+    def mines(self, concept: Concept) -> tuple[int, int]:
+        """The last word of a longer name, at most."""
+        return int(len(concept.name.split()) > 1), 0
 
 
 @register("mine", "vocabulary")

@@ -66,8 +66,8 @@ class StageConfig(BaseModel):
         """
         return {}
 
-    def mines(self) -> tuple[int, int]:
-        """Of a miner: words erased with each concept, points around each of its states, at most."""
+    def mines(self, concept: Concept) -> tuple[int, int]:
+        """Of a miner: words erased with a concept, points around each of its states, at most."""
         return 0, 0
 
 

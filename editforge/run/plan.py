@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -87,15 +87,13 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     check(recipe)
     with describe(recipe.model) as model:
         check_model(recipe, model)
-        mined = [config.mines() for config in recipe.mine or ()]
         words = sum(
             len(words_of(model.family, model.reader, str(getattr(config, "words", "family"))))
             for config in recipe.mine or ()
         )
-        rank = _rank(recipe, model, mined)
-        names = _names(recipe, mined)
-        ahead = recipe.edit.foreseen(names, model.family.text_width) if recipe.edit else {}
+        rank = _rank(recipe, model)
         width, paths = model.family.text_width, model.paths
+        ahead = recipe.edit.foreseen(_mined(recipe)[0], width) if recipe.edit else {}
         outputs = sum(model.shapes[f"{path}.weight"][0] for path in paths)
         known = width if rank is None else rank  # no edit of these maps has more
         lora = 4 * known * (outputs + width * len(paths))
@@ -136,19 +134,23 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     return Plan(tuple(stages), rank, written, memory, free, can, yaml, fetched, ahead)
 
 
-def _names(recipe: Recipe, mined: Sequence[tuple[int, int]]) -> int:
-    """Erased names, aliases and mined words, at most; those of an earlier edit are not counted."""
+def _mined(recipe: Recipe) -> tuple[int, int]:
+    """Erased names with aliases and mined words, and the points around a state, both at most.
+
+    Those of an earlier edit are not counted.
+    """
     names = sum(len(concept.names) for concept in recipe.concepts)
-    return names + len(recipe.concepts) * sum(words for words, _ in mined)
+    found = [[config.mines(one) for config in recipe.mine or ()] for one in recipe.concepts]
+    names += sum(words for own in found for words, _ in own)
+    return names, max(sum(points for _, points in own) for own in found)
 
 
-def _rank(recipe: Recipe, model: Outline, mined: Sequence[tuple[int, int]]) -> int | None:
+def _rank(recipe: Recipe, model: Outline) -> int | None:
     """The rank of what all stages add, at most; None if one of them cannot say."""
-    names = _names(recipe, mined)
+    names, around = _mined(recipe)
     own = getattr(recipe.edit, "templates", None)
     kinds = [model.family.templates.get(concept.kind, ("{n}",)) for concept in recipe.concepts]
     templates = len(own) if own else max(map(len, kinds))
-    around = sum(points for _, points in mined)
     total = 0
     for config in (recipe.edit, recipe.align):
         if config is None:
