@@ -9,7 +9,7 @@ BIN := .venv/bin
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: help erase test test-slow style quality speed benchmark card-preview sizes docs-check clean
+.PHONY: joint help erase test test-slow style quality speed benchmark card-preview sizes docs-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -45,6 +45,9 @@ speed: .venv/.installed  ## time each part against its floor: docs/performance.m
 
 benchmark: .venv/.installed  ## the DEV table of the README: benchmarks/dev_table.py
 	$(BIN)/python benchmarks/dev_table.py
+
+joint: .venv/.installed  ## ten, fifty and a hundred names at once: benchmarks/joint.py, docs/joint.md
+	$(BIN)/python benchmarks/joint.py --methods default uce speed
 
 card-preview: .venv/.installed  ## print the card of OUTPUT
 	@cat "$(OUTPUT)/package/lora/README.md"
