@@ -33,8 +33,11 @@ from editforge.ground.errors import EditError
 from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
 from editforge.run.stages import choose, edit, mine
+from editforge.target.adaptive import AdaptiveConfig
 
 NEAR_AT_MOST = 80  # near names of a large set, thinned evenly
+# What others' edits are compared under: ours keeps its limits.
+LOOSE = [f"edit.limits.{name}=[1e9,1e12]" for name in ("change", "amplification", "residual")]
 TEMPLATES = (0, 3)  # t1 and t4, never seen by an eraser
 
 
@@ -75,21 +78,19 @@ def drawn(count: int, draw: int) -> list[str]:
 
 
 def measure(model, pipe, names, method, sets, images) -> dict:
-    own = sets if method == "default" else []
+    own = sets if method == "default" else LOOSE
     recipe = resolve(method, {"concepts": [{"name": name} for name in names]}, own)
     context = Context(model)
     row = {"count": len(names), "names": names, "recipe": " ".join([method, *own])}
     if method == "uce":  # the targets and the preserve list that the others have
-        recipe = recipe.model_copy(
-            update={"target": resolve("default", {"concepts": ["x"]}).target}
-        )
+        recipe = recipe.model_copy(update={"target": AdaptiveConfig(use="adaptive")})
     try:
         neighbors = mine(recipe, context)
         targets = choose(recipe, neighbors, context)
         start = time.perf_counter()
         found = edit(recipe, targets, neighbors, context).edit.scaled(recipe.strength)
     except EditError as error:
-        return row | {"refused": str(error)}
+        return row | {"refused": " ".join(str(error).split())}
     row["seconds"] = time.perf_counter() - start
     row |= {"rank": found.exact_rank, "checks": dict(found.provenance["checks"])}
     near, sets_of = near_names(names), {}
