@@ -81,7 +81,7 @@ def measure(model, pipe, names, method, sets, images) -> dict:
     own = sets if method == "default" else LOOSE
     recipe = resolve(method, {"concepts": [{"name": name} for name in names]}, own)
     context = Context(model)
-    row = {"count": len(names), "names": names, "recipe": " ".join([method, *own])}
+    row = {"count": len(names), "names": names, "recipe": " ".join([method, *sets])}
     if method == "uce":  # the targets and the preserve list that the others have
         recipe = recipe.model_copy(update={"target": AdaptiveConfig(use="adaptive")})
     try:
