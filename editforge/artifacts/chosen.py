@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbors
 from editforge.artifacts.system import System
@@ -70,6 +73,26 @@ def preserved_names(inputs: Chosen) -> list[str]:
     """The preserve list without anything that is erased."""
     gone = {fold(name) for concept in inputs.concepts for name in erased_names(concept, inputs)}
     return [word for word in inputs.targets.preserved if fold(word) not in gone]
+
+
+def system_of(
+    inputs: Chosen,
+    method: str,
+    base_sha256: str,
+    columns: tuple[Sequence[Tensor], Sequence[Tensor], Sequence[str]],
+) -> System:
+    """What is solved: columns erased and their targets, (d, k) each, the owner of every one."""
+    erased, target, owners = columns
+    return System(
+        erased=torch.cat(list(erased), dim=1),
+        target=torch.cat(list(target), dim=1),
+        erased_owner=tuple(owners),
+        preserve=tuple(preserved_names(inputs)),
+        rows=provenance_rows(inputs),
+        base_sha256=base_sha256,
+        method=method,
+        kin=kin(inputs),
+    )
 
 
 def provenance_rows(inputs: Chosen) -> tuple[dict[str, object], ...]:

@@ -19,6 +19,8 @@ from editforge.ground.errors import EditError
 from editforge.ground.linalg import Solution, amplification, moved
 from editforge.ground.names import filled
 
+_PIECE = 16  # names encoded at a time
+
 
 class Limits(BaseModel):
     """When a solve warns and when it refuses. Raising a limit lets a wilder edit pass."""
@@ -133,26 +135,33 @@ def way_left(
         A: (n, d).
     """
     left: dict[str, float] = {}
-    for row in rows:
-        goal = _behind(prompts, str(row["target"]), model)
-        names = (row["name"], *row["aliases"], *row.get("mined", ()))
+    erased = {row["name"]: (row["name"], *row["aliases"], *row.get("mined", ())) for row in rows}
+    targets = {row["name"]: str(row["target"]) for row in rows}
+    words = [*targets.values(), *(name for names in erased.values() for name in names)]
+    states = _behind(prompts, list(dict.fromkeys(words)), model)
+    for concept, names in erased.items():
         for name in names:
-            x = _behind(prompts, name, model)
-            gap = goal - x
+            x = states[name]
+            gap = states[targets[concept]] - x
             share = float(((shift @ (A @ x)) * gap).sum() / gap.square().sum().clamp(min=1e-30))
-            worst = left.get(row["name"], 0.0)
-            left[row["name"]] = max(worst, 1 - share) if math.isfinite(share) else math.inf
+            worst = left.get(concept, 0.0)
+            left[concept] = max(worst, 1 - share) if math.isfinite(share) else math.inf
     return left
 
 
-def _behind(prompts: Sequence[str], name: str, model: TextModel) -> Tensor:
-    """(d, prompts): the mean state behind the name, or of the empty prompt."""
-    texts = [filled(text, name) if name else "" for text in prompts]
-    first = [model.encoder.span(text, name).last if name else 0 for text in texts]
-    states = model.encoder.encode(texts).double()
-    return torch.stack(
-        [own[at + 1 :].mean(dim=0) for own, at in zip(states, first, strict=True)], dim=1
-    )
+def _behind(prompts: Sequence[str], names: Sequence[str], model: TextModel) -> dict[str, Tensor]:
+    """(d, prompts) of each name: the mean state behind it, or of the empty prompt."""
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(names), _PIECE):
+        piece = [
+            (n, filled(t, n) if n else "") for n in names[start : start + _PIECE] for t in prompts
+        ]
+        states = model.encoder.encode([text for _, text in piece]).double()
+        after = [model.encoder.span(text, name).last + 1 if name else 1 for name, text in piece]
+        means = [own[at:].mean(dim=0) for own, at in zip(states, after, strict=True)]
+        for at in range(0, len(piece), len(prompts)):
+            found[piece[at][0]] = torch.stack(means[at : at + len(prompts)], dim=1)
+    return found
 
 
 def drift_of(moment: Tensor, shift: Tensor, A: Tensor) -> float:

@@ -26,9 +26,7 @@ from editforge.ground.names import fold
 from editforge.recipe.contract import Context
 
 _PIECE = 16  # names encoded at a time
-_CACHED_FROM = (
-    16  # words; a (d, d) matrix is read back faster than these are encoded, in any family
-)
+_CACHED_FROM = 16  # words; in any family a (d, d) matrix is read back faster than these are encoded
 _MADE_BY = (Path(__file__), Path(vectors.__file__))  # other code may add other numbers
 
 

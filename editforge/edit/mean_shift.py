@@ -23,17 +23,15 @@ from torch import Tensor
 from editforge.artifacts.chosen import (
     becomes,
     erased_names,
-    kin,
-    preserved_names,
     provenance,
-    provenance_rows,
+    system_of,
     templates_of,
 )
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.edit.checks import Limits, check_solution, drift_of, way_left
-from editforge.edit.factors import factors_of
+from editforge.edit.factors import shifted
 from editforge.edit.held import background, empty_prompt, moments
 from editforge.edit.vectors import END, Columns, Templates
 from editforge.families.vocabulary import check_words
@@ -147,7 +145,7 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
             moment=G,
         )
     shift = config.reach * (system.target - system.erased)
-    factors, change, exact = factors_of(shift, solution.A, context)
+    factors, change, exact = shifted(shift, solution.A, context)
     checks = check_solution(
         solution,
         (system.erased, system.erased + shift, held),
@@ -177,16 +175,8 @@ def _system(inputs: EditInputs, config: MeanShiftConfig, context: Context) -> Sy
             goals.append(_means(columns, goal, groups))
             owners += [concept.name] * len(groups)
         columns.forget()
-    return System(
-        erased=torch.cat(means, dim=1),
-        target=torch.cat(goals, dim=1),
-        erased_owner=tuple(owners),
-        preserve=tuple(preserved_names(inputs)),
-        rows=provenance_rows(inputs),
-        base_sha256=context.model.base_sha256,
-        method="mean-shift",
-        kin=kin(inputs),
-    )
+    base = context.model.base_sha256
+    return system_of(inputs, "mean-shift", base, (means, goals, owners))
 
 
 def _columns(kinds: Sequence[str], config: MeanShiftConfig, context: Context) -> Columns:

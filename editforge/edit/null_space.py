@@ -10,23 +10,14 @@ from __future__ import annotations
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
-from editforge.artifacts.chosen import (
-    becomes,
-    erased_names,
-    kin,
-    preserved_names,
-    provenance,
-    provenance_rows,
-    templates_of,
-)
+from editforge.artifacts.chosen import provenance, templates_of
 from editforge.artifacts.concepts import Concept
-from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.edit.checks import Limits, check_solution
-from editforge.edit.factors import factors_of
+from editforge.edit.factors import shifted
 from editforge.edit.held import moments
+from editforge.edit.paired import paired_system
 from editforge.edit.vectors import Columns, Templates, TokenRule, columns_of
 from editforge.families.vocabulary import check_words, thinned, word_list
 from editforge.ground.linalg import null_space
@@ -82,7 +73,9 @@ def edit_null_space(inputs: EditInputs, config: NullSpaceConfig, context: Contex
     Reference: Li et al., "SPEED", arXiv 2503.07392, without its per-layer filter and copies.
     """
     model = context.model
-    system = _system(inputs, config, context)
+    system, _ = paired_system(
+        inputs, "null-space", lambda kind: _columns([kind], config, context), context
+    )
     if inputs.earlier is not None:
         system = system.joined(inputs.earlier)
     columns = _columns([str(row["kind"]) for row in system.rows], config, context)
@@ -98,7 +91,7 @@ def edit_null_space(inputs: EditInputs, config: NullSpaceConfig, context: Contex
     solution = null_space(
         system.erased, S / max(len(names), 1), fixed, threshold=config.threshold, ridge=config.ridge
     )
-    factors, change, exact = factors_of(shift, solution.A, context)
+    factors, change, exact = shifted(shift, solution.A, context)
     checks = check_solution(
         solution,
         (system.erased, system.target, torch.cat([held, fixed], dim=1)),
@@ -113,26 +106,3 @@ def edit_null_space(inputs: EditInputs, config: NullSpaceConfig, context: Contex
 def _columns(kinds: list[str], config: NullSpaceConfig, context: Context) -> Columns:
     templates = config.templates or templates_of(kinds, context.model.family)
     return Columns(context.model, templates, config.tokens)
-
-
-def _system(inputs: EditInputs, config: NullSpaceConfig, context: Context) -> System:
-    erased: list[Tensor] = []
-    target: list[Tensor] = []
-    owners: list[str] = []
-    for concept in inputs.concepts:
-        columns, goal = _columns([str(concept.kind)], config, context), becomes(concept, inputs)
-        for name in erased_names(concept, inputs):
-            C, T = columns.pair(name, goal)
-            erased.append(C)
-            target.append(T)
-            owners += [concept.name] * C.shape[1]
-    return System(
-        erased=torch.cat(erased, dim=1),
-        target=torch.cat(target, dim=1),
-        erased_owner=tuple(owners),
-        preserve=tuple(preserved_names(inputs)),
-        rows=provenance_rows(inputs),
-        base_sha256=context.model.base_sha256,
-        method="null-space",
-        kin=kin(inputs),
-    )

@@ -15,21 +15,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from editforge.artifacts.chosen import (
-    becomes,
-    erased_names,
-    kin,
-    preserved_names,
-    provenance,
-    provenance_rows,
-    templates_of,
-)
+from editforge.artifacts.chosen import provenance, templates_of
 from editforge.artifacts.concepts import Concept
-from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.system import System
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.edit.beyond import beyond_samples, beyond_words
-from editforge.edit.checks import Limits, check_solution, relative_change
+from editforge.edit.checks import Limits, check_solution
+from editforge.edit.factors import factors_of
 from editforge.edit.held import background
 from editforge.edit.mined import (
     MinedOptions,
@@ -39,6 +31,7 @@ from editforge.edit.mined import (
     shells_around,
     with_neighbors,
 )
+from editforge.edit.paired import paired_system
 from editforge.edit.vectors import Columns, NullRule, Templates, TokenRule, columns_of
 from editforge.families.vocabulary import check_words
 from editforge.ground.linalg import rank, solve, truncated
@@ -121,7 +114,9 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     Raises:
         EditError: a check refuses the solve; RecipeError: a text the encoder cannot read.
     """
-    own, centers = _system(inputs, config, context)
+    own, centers = paired_system(
+        inputs, "ridge", lambda kind: _columns([kind], config, context, config.tokens), context
+    )
     shells = shells_around(own, centers, inputs.neighbors)
     own = replace(own, scatter=beyond_samples(own, shells, config, context.seed))
     system = own if inputs.earlier is None else own.joined(inputs.earlier)
@@ -163,16 +158,9 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     left, right, lost = _compressed(shift, solution.A, exact, system, config)
     if lost:
         context.say(f"rank {exact} cut to {config.max_rank}: {lost:.2%} of the change is lost")
-    A = right.float()  # one tensor, shared by all maps
-    gram = right @ right.T
-    factors, change = {}, 0.0
-    with context.bar(len(context.model.paths), "solving") as bar:
-        for path in context.model.paths:
-            weight = context.model.weight(path).double()
-            B = _values(weight, system, config.values, left)
-            factors[path] = LowRank(B.float(), A)
-            change = max(change, relative_change(B, gram, weight))
-            bar.update()
+    factors, change = factors_of(
+        lambda weight: _values(weight, system, config.values, left), right, context
+    )
     checks = check_solution(
         solution,
         (system.erased, system.target, preserve),
@@ -208,35 +196,6 @@ def _columns(
 ) -> Columns:
     templates = config.templates or templates_of(kinds, context.model.family)
     return Columns(context.model, templates, tokens, config.null_vector)
-
-
-def _system(inputs: EditInputs, config: RidgeConfig, context: Context) -> tuple[System, list[int]]:
-    """Erased and target columns of every name, alias and neighbor marked `erase`; last tokens'."""
-    erased, target = [], []
-    owners: list[str] = []
-    centers: list[int] = []
-    kinds = {str(concept.kind) for concept in inputs.concepts}
-    columns = {kind: _columns([kind], config, context, config.tokens) for kind in kinds}
-    for concept in inputs.concepts:
-        goal, names = becomes(concept, inputs), erased_names(concept, inputs)
-        columns[concept.kind].read_all([*names, goal])
-        for name in names:
-            C, T = columns[concept.kind].pair(name, goal)
-            erased.append(C)
-            target.append(T)
-            centers += [len(owners) + at for at in columns[concept.kind].subjects(name, goal)]
-            owners += [concept.name] * C.shape[1]
-    system = System(
-        erased=torch.cat(erased, dim=1),
-        target=torch.cat(target, dim=1),
-        erased_owner=tuple(owners),
-        preserve=tuple(preserved_names(inputs)),
-        rows=provenance_rows(inputs),
-        base_sha256=context.model.base_sha256,
-        method="ridge",
-        kin=kin(inputs),
-    )
-    return system, centers
 
 
 def _values(weight: Tensor, system: System, values: str, shift: Tensor) -> Tensor:

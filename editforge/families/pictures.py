@@ -92,8 +92,9 @@ def keep_pictures(key: str, pictures: NDArray[np.uint8]) -> None:
 def _trim() -> None:
     found = sorted((path.stat().st_mtime, path) for path in _folder().glob("*.pixels"))
     total = sum(path.stat().st_size for _, path in found)
+    limit = kept_bytes()
     for _, path in found:
-        if total <= kept_bytes():
+        if total <= limit:
             return
         total -= path.stat().st_size
         path.unlink(missing_ok=True)

@@ -10,8 +10,6 @@ Similarity is a cosine of centered states in the metric of the maps that will be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -85,40 +83,37 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
     known = load_vocabulary(context.model, config.words, context.bar, context.team)
     metric = text_metric(context.model)
     mean = known.vectors.mean(dim=0)
-    norms = _norms(known.vectors, mean, metric)  # (V,)
     own = encoder.encode_words([text for texts in written for text in texts]) - mean
     own = own.reshape(len(written), len(written[0]), -1)  # (concepts, variants, d)
     centers = own[:, 0] @ metric
-    inner = known.vectors @ centers.T - centers @ mean  # (V, concepts), <v~, c~>_M
     sizes = (centers * own[:, 0]).sum(dim=1).clamp(min=1e-30).sqrt()
-    similarity = inner / (norms[:, None] * sizes).clamp(min=1e-30)
-    displacement = (norms.square()[:, None] - 2 * inner + sizes**2).clamp(min=0).sqrt() / sizes
-    folded = [fold(word) for word in known.words]
-    erased = {name_key(name) for concept in inputs.concepts for name in concept.names}
+
+    def compared(vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarity and displacement of words (V, d) to every concept, (V, concepts) each."""
+        norms = _norms(vectors, mean, metric)  # (V,)
+        inner = vectors @ centers.T - centers @ mean  # <v~, c~>_M
+        gap = norms.square()[:, None] - 2 * inner + sizes**2
+        return inner / (norms[:, None] * sizes).clamp(min=1e-30), gap.clamp(min=0).sqrt() / sizes
+
+    similarity, displacement = compared(known.vectors)
     curated = config.words == "family" and context.model.family.words is not None
+    folded = [fold(word) for word in known.words]
+    listed = frozenset(name_key(word) for word in known.words) if curated else frozenset()
+    erased = {name_key(name) for concept in inputs.concepts for name in concept.names}
     found = []
-
-    def alike(word: str, index: int) -> tuple[float, float]:
-        """Similarity and displacement of a word that may not be in the list."""
-        other = (encoder.encode_words([word]) - mean)[0]
-        size = float((other @ metric @ other).clamp(min=1e-30).sqrt())
-        product, own_size = float(centers[index] @ other), float(sizes[index])
-        gap = max(size**2 - 2 * product + own_size**2, 0.0) ** 0.5
-        return product / (size * own_size), gap / own_size
-
     with context.bar(len(inputs.concepts), "mining") as bar:
         for index, concept in enumerate(inputs.concepts):
             ceiling = None if curated else synonym_ceiling(own[index], metric, config)
-            rank = _Ranking(concept, config, erased, known.words if curated else (), ceiling)
+            rank = _Ranking(concept, config, erased, listed, ceiling)
             order = similarity[:, index].argsort(descending=True, stable=True).tolist()
             near, far = similarity[:, index].tolist(), displacement[:, index].tolist()
             for at in order:
                 if not rank.take(known.words[at], folded[at], near[at], far[at]):
                     break
             if word := rank.last_word():
-                similar, gap = alike(word, index)
-                if similar >= config.own_word:
-                    rank.erase(word, similar, gap)
+                alike, apart = (x[0, index].item() for x in compared(encoder.encode_words([word])))
+                if alike >= config.own_word:
+                    rank.erase(word, alike, apart)
             found.append(rank.result())
             bar.update()
     return Neighbors(source=config.words, concepts=tuple(found))
@@ -132,12 +127,11 @@ class _Ranking:
         concept: Concept,
         config: VocabularyConfig,
         erased: set[str],
-        curated: Sequence[str],
+        listed: frozenset[str],
         ceiling: float | None,
     ) -> None:
         self._concept, self._config, self._erased = concept, config, erased
-        self._curated, self._ceiling = bool(curated), ceiling
-        self._listed = {name_key(word) for word in curated}
+        self._curated, self._listed, self._ceiling = bool(listed), listed, ceiling
         self._is_listed = name_key(concept.name) in self._listed
         self._aliases = {fold(name) for name in concept.aliases}
         self._blocked = {fold(word) for word in config.blocklist}

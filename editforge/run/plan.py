@@ -91,9 +91,10 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
             len(words_of(model.family, model.reader, str(getattr(config, "words", "family"))))
             for config in recipe.mine or ()
         )
-        rank = _rank(recipe, model)
+        names, around = _mined(recipe)
+        rank = _rank(recipe, model, names, around)
         width, paths = model.family.text_width, model.paths
-        ahead = recipe.edit.foreseen(_mined(recipe)[0], width) if recipe.edit else {}
+        ahead = recipe.edit.foreseen(names, width) if recipe.edit else {}
         outputs = sum(model.shapes[f"{path}.weight"][0] for path in paths)
         known = width if rank is None else rank  # no edit of these maps has more
         lora = 4 * known * (outputs + width * len(paths))
@@ -145,9 +146,8 @@ def _mined(recipe: Recipe) -> tuple[int, int]:
     return names, max(sum(points for _, points in own) for own in found)
 
 
-def _rank(recipe: Recipe, model: Outline) -> int | None:
+def _rank(recipe: Recipe, model: Outline, names: int, around: int) -> int | None:
     """The rank of what all stages add, at most; None if one of them cannot say."""
-    names, around = _mined(recipe)
     own = getattr(recipe.edit, "templates", None)
     kinds = [model.family.templates.get(concept.kind, ("{n}",)) for concept in recipe.concepts]
     templates = len(own) if own else max(map(len, kinds))
