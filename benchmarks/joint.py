@@ -23,13 +23,13 @@ from editforge import emoji
 from editforge.artifacts.concepts import Concept
 from editforge.cli.output import quiet_libraries
 from editforge.evaluate import metrics
-from editforge.evaluate.judges import judge_images, load_judges
-from editforge.evaluate.prompts.emoji import held_out, labels, subject
+from editforge.evaluate.prompts.emoji import held_out, subject
 from editforge.families.config import ModelConfig
 from editforge.families.draw import default_sampler, sample
 from editforge.families.open import open_model
 from editforge.families.vocabulary import thinned
 from editforge.ground.errors import EditError
+from editforge.judges import judge_images, load_judges
 from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
 from editforge.run.stages import choose, edit, mine
@@ -129,7 +129,7 @@ def measure(model, pipe, names, method, sets, images) -> dict:
 
 def near_names(names: list[str]) -> list[str]:
     """What lies next to any of the names, and is none of them nor their twin."""
-    gone = {label for name in names for label in labels(name)}
+    gone = {label for name in names for label in emoji.manifest().labels(name)}
     found = {word for name in names for word in subject(Concept(name=name), None, None).near}
     return thinned(sorted(found - gone - set(retained())), NEAR_AT_MOST)
 

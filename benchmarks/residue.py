@@ -34,9 +34,8 @@ from editforge.artifacts.report import Estimate
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.cli.output import quiet_libraries
 from editforge.evaluate import metrics
-from editforge.evaluate.judges import judge_images, load_judges
 from editforge.evaluate.prompts import Counts, Prompt, gate_prompts
-from editforge.evaluate.prompts.emoji import held_out, labels
+from editforge.evaluate.prompts.emoji import held_out
 from editforge.evaluate.verdict import WELL_DRAWN, WIPED
 from editforge.families.config import ModelConfig
 from editforge.families.draw import default_sampler, sample
@@ -44,6 +43,7 @@ from editforge.families.model import Model
 from editforge.families.open import open_model
 from editforge.ground.disk import sha256_json, write_text
 from editforge.ground.keyed import keyed
+from editforge.judges import judge_images, load_judges
 from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
 from editforge.recipe.recipe import Recipe
@@ -163,7 +163,7 @@ class Case:
         aliases = {p.name for p in gate.prompts if p.set == "alias"}
         found = self._recipe("default", "mine=[{use: associates}]")
         words = mine(found, Context(self._model)).of(self.concept).having("erase")
-        own, prompts = labels(self.concept), list(gate.prompts)
+        own, prompts = emoji.manifest().labels(self.concept), list(gate.prompts)
         for word in words:
             if word not in aliases:  # those are asked for already
                 for which in _WORD_TEMPLATES:

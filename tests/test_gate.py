@@ -17,10 +17,10 @@ from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.report import Estimate, Report, Verdict
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.evaluate.gate import evaluate_gate
-from editforge.evaluate.judges import NONE, judge_images, load_judges
 from editforge.evaluate.prompts import Counts, gate_prompts
 from editforge.families.draw import Sampler, default_sampler, noise, own_size, sample
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
+from editforge.judges import NONE, judge_images, load_judges
 from tests.tiny import tiny_pipeline
 from tests.zoo import drawing, worded
 
@@ -328,7 +328,7 @@ def test_given_aliases_are_not_what_is_scored():
 
 
 def test_colors_and_styles_are_ones_the_drawing_can_have():
-    from editforge.evaluate.calibration import calibration
+    from editforge.judges.calibration import calibration
 
     manifest = emoji.manifest()
     for concept in manifest.concepts:

@@ -19,6 +19,7 @@ FLOORS = (
     {"registry", "stages"},
     {"recipe"},
     {"artifacts"},
+    {"judges"},
     {"families"},
     {"emoji"},
     {"ground"},

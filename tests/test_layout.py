@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from editforge import emoji
-from editforge.evaluate.judges.emoji import EmojiJudge
 from editforge.evaluate.prompts import Prompt
 from editforge.families.draw import Sampler, sample
+from editforge.judges.emoji import EmojiJudge
 
 PROMPTS = [
     Prompt(id=f"name/owl/{n}", set="name", name="owl", concept="owl", text="an owl", template="t1",

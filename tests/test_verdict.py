@@ -6,10 +6,10 @@ import pytest
 from editforge import emoji
 from editforge.artifacts.concepts import Concept
 from editforge.evaluate import gate
-from editforge.evaluate.judges import NONE
 from editforge.evaluate.prompts import Counts, gate_prompts
 from editforge.evaluate.scores import score
 from editforge.evaluate.verdict import poor_targets, verdict
+from editforge.judges import NONE
 
 LABELS = (*emoji.manifest().names, NONE)
 CODE = {label: index for index, label in enumerate(LABELS)}

@@ -102,6 +102,13 @@ class Manifest:
             return self.broad[group_word].members
         return tuple(c.name for c in self.concepts if c.group_word == group_word)
 
+    def labels(self, word: str) -> tuple[str, ...]:
+        """The names that count as this word: itself and twins, or the members of a group."""
+        if members := self.members(word):
+            return members
+        found = self.find(word)
+        return (found.name, *self.twins_of(found.name)) if found else ()
+
     def twins_of(self, name: str) -> tuple[str, ...]:
         """The other names of the same object, `cat face` for `cat`; usually empty."""
         return tuple(

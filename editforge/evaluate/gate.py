@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from editforge import emoji
 from editforge.artifacts.report import Erased, Estimate, Picture, Report
 from editforge.evaluate.grid import Group, grid_png, picture_png
-from editforge.evaluate.judges import Judge, load_judges
 from editforge.evaluate.prompts import FEW, Counts, GatePrompts, Prompt, gate_prompts
 from editforge.evaluate.scores import ERASED, KEPT, SETS, Scores, knows, score
 from editforge.evaluate.verdict import poor_targets, verdict
@@ -37,6 +36,7 @@ from editforge.families.draw import (
 )
 from editforge.ground.errors import RecipeError
 from editforge.ground.team import Team
+from editforge.judges import Judge, load_judges
 
 _COLUMNS = 4
 _LIBRARIES = ("editforge", "torch", "diffusers", "transformers", "numpy", "pillow")

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from editforge.artifacts.report import Estimate, NameRate
 from editforge.evaluate import metrics
-from editforge.evaluate.judges import Judge, Judged, judge_images
 from editforge.evaluate.prompts import Prompt
 from editforge.evaluate.prompts.core import Set
+from editforge.judges import Judge, Judged, judge_images
 
 SETS: tuple[Set, ...] = ("name", "alias", "near", "far")
 ERASED: tuple[Set, ...] = ("name", "alias")

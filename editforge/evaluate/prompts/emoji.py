@@ -14,9 +14,9 @@ from typing import Any
 
 from editforge import emoji
 from editforge.emoji import EmojiConcept
-from editforge.evaluate.calibration import calibration
 from editforge.evaluate.prompts.core import Prompt, Set, Subject
 from editforge.ground.names import fold, with_article
+from editforge.judges.calibration import calibration
 
 _LIVING_OR_FOOD = ("animals-nature", "food-drink")
 
@@ -40,21 +40,12 @@ def subject(concept: Any, near: Sequence[str] | None, far: Sequence[str] | None)
     return Subject(
         name=concept.name,
         kind=concept.kind,
-        labels=labels(concept.name),
+        labels=emoji.manifest().labels(concept.name),
         aliases=unseen or tuple(concept.aliases),
         aliases_given=bool(concept.aliases) and not unseen,
         near=tuple(near) if near is not None else _near(concept.name, found),
         far=tuple(far) if far is not None else _far(concept.name, found),
     )
-
-
-def labels(word: str) -> tuple[str, ...]:
-    """The judge labels that count as this word: itself and twins, or the members of a group."""
-    manifest = emoji.manifest()
-    if members := manifest.members(word):
-        return members
-    found = manifest.find(word)
-    return (found.name, *manifest.twins_of(found.name)) if found else ()
 
 
 def held_out(
@@ -95,7 +86,14 @@ def held_out(
     )
     template = f"t{which + 1}"
     return Prompt(
-        f"{word}/{template}", text, set, said, concept, labels(said), template, tuple(seeds)
+        f"{word}/{template}",
+        text,
+        set,
+        said,
+        concept,
+        emoji.manifest().labels(said),
+        template,
+        tuple(seeds),
     )
 
 
@@ -113,7 +111,7 @@ def _near(name: str, found: EmojiConcept | None) -> tuple[str, ...]:
 def _far(name: str, found: EmojiConcept | None) -> tuple[str, ...]:
     manifest = emoji.manifest()
     key = found.name if found else name
-    groups = {c.group for c in manifest.concepts if c.name in labels(name)}
+    groups = {c.group for c in manifest.concepts if c.name in manifest.labels(name)}
     by_group = "A" if groups.intersection(_LIVING_OR_FOOD) else "B"
     panel = manifest.far_panel.get(key, by_group)
     names = manifest.far[panel]

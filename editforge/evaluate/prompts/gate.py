@@ -7,6 +7,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any
 
+from editforge.emoji import manifest
 from editforge.evaluate.prompts import emoji, general
 from editforge.evaluate.prompts.core import SCORING_SEEDS, Counts, GatePrompts, Prompt, Set, Subject
 from editforge.ground.errors import RecipeError
@@ -114,7 +115,9 @@ def _skipped(subjects: tuple[Subject, ...], room: Any) -> set[str]:
     """Erased names, aliases and twins, folded: never near, never far."""
     skip = {fold(word) for s in subjects for word in (s.name, *s.aliases, *s.labels)}
     if room is emoji:
-        skip |= {fold(label) for s in subjects for word in s.aliases for label in room.labels(word)}
+        skip |= {
+            fold(label) for s in subjects for word in s.aliases for label in manifest().labels(word)
+        }
     return skip
 
 

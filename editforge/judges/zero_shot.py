@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import normalize
 
-from editforge.evaluate.judges.core import NONE
 from editforge.ground.disk import sha256_file
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import with_article
+from editforge.judges.core import NONE
 
 UNRELATED = ("a person", "a building", "a landscape", "an animal", "food", "an abstract pattern")
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -1,6 +1,6 @@
 """What was measured once on the embedded model: thresholds, main colors, computed neighbors.
 
-`calibration.json` is written by `python -m editforge.evaluate.judges.calibrate` and belongs to the
+`calibration.json` is written by `python -m editforge.evaluate.calibrate` and belongs to the
 exact weights of model and judges; with other weights it is refused.
 """
 
@@ -49,7 +49,7 @@ def calibration() -> Calibration:
         raise PackageError(
             "the calibration belongs to another embedded model or judge",
             got=PATH.name,
-            next="python -m editforge.evaluate.judges.calibrate",
+            next="python -m editforge.evaluate.calibrate",
         )
     return Calibration(
         thresholds=raw["thresholds"],

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from editforge import emoji
-from editforge.evaluate.calibration import calibration, label_key
-from editforge.evaluate.judges.core import NONE
 from editforge.ground.errors import PackageError
+from editforge.judges.calibration import calibration, label_key
+from editforge.judges.core import NONE
 
 _BATCH = 128
 

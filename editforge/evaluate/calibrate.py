@@ -1,6 +1,6 @@
 """Measure thresholds, main colors and neighbors on the embedded base model: about three minutes.
 
-    python -m editforge.evaluate.judges.calibrate
+    python -m editforge.evaluate.calibrate
 
 Each of the 240 names is drawn eleven times at threshold seeds, which no gate uses. A threshold is
 the smallest tau at which a judge sees a name in at most 0.5 % of the images of *other* names, and
@@ -33,13 +33,13 @@ from numpy.typing import NDArray
 from torch.nn.functional import normalize
 
 from editforge import emoji
-from editforge.evaluate import calibration
-from editforge.evaluate.judges.emoji import EmojiJudge
 from editforge.evaluate.prompts import THRESHOLD_SEEDS, Prompt
-from editforge.evaluate.prompts.emoji import held_out, labels
+from editforge.evaluate.prompts.emoji import held_out
 from editforge.families import draw as generate
 from editforge.ground.disk import write_json
 from editforge.ground.names import with_article
+from editforge.judges import calibration
+from editforge.judges.emoji import EmojiJudge
 
 FLOOR = 0.2
 FALSE_POSITIVES = 0.005
@@ -90,7 +90,7 @@ def thresholds(probabilities: NDArray[np.float32], rows: list[Prompt]) -> dict[s
     column = {name: index for index, name in enumerate(manifest.names)}
     found = {}
     for word in (*manifest.names, *manifest.group_words, *manifest.broad):
-        wanted = labels(word)
+        wanted = manifest.labels(word)
         other = np.array([row.name not in wanted for row in rows])
         summed = probabilities[other][:, [column[name] for name in wanted]].sum(axis=1)
         allowed = int(FALSE_POSITIVES * len(summed))
@@ -127,7 +127,7 @@ def _near(images: NDArray[np.uint8], rows: list[Prompt]) -> dict[str, list[list[
     seen = normalize(seen, dim=-1)
     looks = []
     for word in words:
-        own = [i for i, row in enumerate(rows) if row.name in (labels(word) or (word,))]
+        own = [i for i, row in enumerate(rows) if row.name in (manifest.labels(word) or (word,))]
         looks.append(normalize(seen[own].mean(dim=0), dim=-1))
     look = torch.stack(looks)
     found = {}
@@ -135,7 +135,7 @@ def _near(images: NDArray[np.uint8], rows: list[Prompt]) -> dict[str, list[list[
         if word in manifest.near or word in manifest.broad:
             continue
         allowed = [i for i, n in enumerate(manifest.names) if n in manifest.words]
-        allowed = [i for i in allowed if manifest.names[i] not in labels(word)]
+        allowed = [i for i in allowed if manifest.names[i] not in manifest.labels(word)]
         found[word] = [
             [words[allowed[i]] for i in (space[allowed] @ space[index]).topk(RANKED).indices]
             for space in (text, look)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from editforge.evaluate.judges.core import NONE as NONE
-from editforge.evaluate.judges.core import Judge as Judge
-from editforge.evaluate.judges.core import Judged as Judged
-from editforge.evaluate.judges.core import judge_images as judge_images
 from editforge.ground.errors import RecipeError
+from editforge.judges.core import NONE as NONE
+from editforge.judges.core import Judge as Judge
+from editforge.judges.core import Judged as Judged
+from editforge.judges.core import judge_images as judge_images
 
 
 def load_judges(
@@ -29,11 +29,11 @@ def load_judges(
     if which == "family":
         if family_name != "emoji":
             return ()
-        from editforge.evaluate.judges.emoji import EmojiJudge
+        from editforge.judges.emoji import EmojiJudge
 
         return EmojiJudge("a"), EmojiJudge("b")
     if isinstance(which, str | Path):
-        from editforge.evaluate.judges.zero_shot import ClipZeroShotJudge
+        from editforge.judges.zero_shot import ClipZeroShotJudge
 
         return (ClipZeroShotJudge(model=Path(which), labels=labels),)
     wrong: list[Any] = [judge for judge in which if not isinstance(judge, Judge)]
