@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from editforge.artifacts.concepts import Name
 from editforge.ground.disk import dump_yaml, read_yaml, write_text
@@ -22,7 +30,8 @@ _HEADER = """\
 #   erase     goes with the concept: another name of it, or a part of what must go
 #   preserve  must not move
 #   ignore    neither
-# `candidate: true` may become the target. similarity: 1 is the concept itself.
+# `candidate: true` may become the target; `doubtful: true` too, if pictures tell it from the concept.
+# similarity: 1 is the concept itself.
 # displacement: how far the word is from the concept; 0 would erase nothing.
 # `shell`: where unnamed neighbors are drawn. They are not listed: the seed draws the same ones again.
 # `nearest` names the words nearest to each, with cosines; `in_band` the words between the bounds.
@@ -47,9 +56,16 @@ class Neighbor(_Data):
     word: Name
     role: Literal["erase", "preserve", "ignore"]
     candidate: bool = False
+    doubtful: bool = False
     similarity: float
     displacement: float
     reason: str = ""
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Few rows are doubtful, and a list has hundreds."""
+        row: dict[str, Any] = write(self)
+        return row if self.doubtful else {k: v for k, v in row.items() if k != "doubtful"}
 
 
 class MinedShell(_Data):

@@ -16,6 +16,8 @@ SCHEMA = "editforge.targets/1"
 _HEADER = """\
 # What each erased concept becomes (`target`, "" is nothing at all), and what must not move (`preserve`).
 # Edit and run again: what follows is redone. `candidates`: the one that was taken, then the nearest.
+# similarity: of their states; meaning: to CLIP's text tower. Of the base's pictures of it: image, how
+# alike they are to the concept's; itself, as_concept: shares taken for the word, and for the concept.
 # score = displacement^2 * mean over nearby words of their predicted movement^2; leak: how much of the
 # erased concept's movement the word would share.
 """
@@ -26,13 +28,18 @@ class _Data(BaseModel):
 
 
 class Candidate(_Data):
-    """A word that could have been the target, and what choosing it would cost."""
+    """A word that could have been the target, what choosing it would cost, and what it looks like."""
 
     word: str
     score: float
     similarity: float
     displacement: float
     leak: float
+    meaning: float | None = None
+    image: float | None = None
+    itself: float | None = None
+    as_concept: float | None = None
+    reason: str = ""
 
 
 class Target(_Data):
@@ -100,7 +107,9 @@ class Targets(_Data):
 
     def to_yaml(self) -> str:
         """The list as text, with what a person may do to it."""
-        return _HEADER + dump_yaml({"schema": SCHEMA, **self.model_dump(mode="json")})
+        return _HEADER + dump_yaml(
+            {"schema": SCHEMA, **self.model_dump(mode="json", exclude_none=True)}
+        )
 
     @classmethod
     def load(cls, folder: Path) -> Targets:

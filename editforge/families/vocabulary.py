@@ -102,6 +102,12 @@ def words_of(family: Family, reader: TextEncoder, source: str) -> tuple[str, ...
     return words
 
 
+def group_of(family: Family, word: str) -> str | None:
+    """The group that a curated list puts a name or an alias in (`objects`); None: it does not say."""
+    found = emoji.manifest().find(word) if family.words == "emoji" else None
+    return found.group if found else None
+
+
 def check_words(source: str | None) -> None:
     """Refuse a word list that is not there or has no word, before a model is opened.
 

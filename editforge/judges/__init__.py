@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from editforge.emoji import manifest
 from editforge.ground.errors import RecipeError
 from editforge.judges.core import NONE as NONE
 from editforge.judges.core import Judge as Judge
@@ -42,3 +43,8 @@ def load_judges(
             "not a judge", got=type(wrong[0]).__name__, allowed="family, a CLIP folder, null"
         )
     return tuple(which)
+
+
+def labels_of(family_name: str, word: str) -> tuple[str, ...]:
+    """What a judge calls a word: twins and members too where a manifest knows them; none: unknown."""
+    return manifest().labels(word) if family_name == "emoji" else (word,)

@@ -142,7 +142,7 @@ class _Ranking:
     def take(self, word: str, folded: str, near: float, far: float) -> bool:
         """Judge the next word; False once there are enough candidates and preserves."""
         reason = self._by_words(word, folded)
-        role, candidate = "erase" if reason == "alias" else "ignore", False
+        role, candidate, doubtful = "erase" if reason == "alias" else "ignore", False, ""
         if reason == CONTAINED and self._is_own_thing(word):
             reason, role = "", "preserve"
         elif not reason:
@@ -160,7 +160,8 @@ class _Ranking:
             self._counts[reason] = self._counts.get(reason, 0) + 1
         wanted = self._config.k_closest, self._config.num_preserve
         if len(self._rows) < 3 * max(wanted):
-            self._rows.append(_row(word, role, candidate, near, far, reason))
+            doubt = bool(doubtful) and far >= self._config.min_displacement
+            self._rows.append(_row(word, role, candidate, near, far, reason, doubt))
         return self._candidates < wanted[0] or self._kept < wanted[1]
 
     def result(self) -> Neighborhood:
@@ -217,12 +218,21 @@ def _norms(vectors: Tensor, mean: Tensor, metric: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _row(word: str, role: str, candidate: bool, near: float, far: float, reason: str) -> Neighbor:
+def _row(
+    word: str,
+    role: str,
+    candidate: bool,
+    near: float,
+    far: float,
+    reason: str,
+    doubtful: bool = False,
+) -> Neighbor:
     return Neighbor.model_validate(
         {
             "word": word,
             "role": role,
             "candidate": candidate,
+            "doubtful": doubtful,
             "similarity": round(near, 4),
             "displacement": round(far, 4),
             "reason": reason,
