@@ -13,13 +13,14 @@ from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.artifacts.targets import Candidate, Preserved, Target, Targets
 from editforge.families.metric import text_metric
 from editforge.families.model import Model, Origin
-from editforge.families.vocabulary import load_vocabulary
+from editforge.families.vocabulary import group_of, load_vocabulary
 from editforge.ground.errors import EditError, RecipeError
 from editforge.ground.linalg import solve
 from editforge.ground.names import fold, with_article
 from editforge.recipe.contract import Context, TargetInputs
 from editforge.run.stages import choose, mine
 from editforge.target.adaptive import AdaptiveConfig, adaptive
+from editforge.target.look import Seen, survey
 from tests.models import family_file, opened, recipe, tiny_folder
 from tests.tiny import WORDS
 
@@ -109,21 +110,105 @@ def test_two_names_are_one_by_their_words(word, name, same, tmp_path):
 def test_two_concepts_never_become_each_other():
     alone = aimed(opened("emoji"), recipe("violin"))[0].of("violin")
     names = ["violin", *[row.word for row in alone.words if row.candidate][:4]]  # alone, it may
-    _, targets = aimed(opened("emoji"), recipe(names))
+    _, targets = aimed(
+        opened("emoji"), recipe(names, {"target": {"use": "adaptive", "judge": None}})
+    )
     chosen = {targets.of(name).target for name in names}
     assert not chosen & set(names)
     assert not set(targets.preserved) & set(names)
     assert len(names) == 5
 
 
-def test_a_look_alike_in_a_curated_list_is_preserved_but_no_target():
-    neighbors, targets = aimed(opened("emoji"), recipe("violin"))
+def test_a_look_alike_in_a_curated_list_is_preserved_but_no_target_to_who_cannot_look():
+    made = recipe("violin", {"target": {"use": "adaptive", "judge": None}})
+    neighbors, targets = aimed(opened("emoji"), made)
     near = neighbors.of("violin")
     skipped = [row.word for row in near.words if row.role == "preserve" and not row.candidate]
     assert len(near.having("preserve")) == 16
     assert skipped
+    assert all(row.doubtful for row in near.words if row.word in skipped)
     assert targets.of("violin").target not in skipped
     assert set(near.having("preserve")) <= set(targets.preserved)
+
+
+# --- what candidates look like -------------------------------------------------------------------
+
+
+def test_a_violin_becomes_a_guitar_and_a_dolphin_no_whale_for_the_pictures_say_so():
+    _, targets = aimed(opened("emoji"), recipe(["violin", "dolphin"]))
+    violin, dolphin = targets.of("violin"), targets.of("dolphin")
+    assert violin.target == "guitar"  # among the nearest by text, where spelling could not tell
+    whale = next(row for row in dolphin.candidates if row.word == "whale")
+    assert whale.reason == "drawn like the concept"
+    assert whale.as_concept > 0.1
+    for one in (violin, dolphin):
+        taken = one.candidates[0]
+        assert taken.word == one.target
+        assert taken.as_concept <= 0.1
+        assert taken.itself >= 0.75
+        assert -1 <= taken.image <= 1
+        assert -1 <= taken.meaning <= 1
+        assert "looked at" in one.reason
+        assert sum(row.itself is not None for row in one.candidates) >= 3
+
+
+class Table:
+    """An eye that has seen these shares: (taken for itself, taken for the concept)."""
+
+    concept = "owl"
+
+    def __init__(self, shares):
+        self.shares, self.asked = shares, []
+
+    def look(self, word):
+        self.asked.append(word)
+        return Seen(*self.shares[word], image=None)
+
+
+def looked(shares, wanted=1, least=1, most=9):
+    eye = Table(shares)
+    return eye, survey(eye, list(shares), {}, wanted, least, most, (0.3, 0.5))
+
+
+def test_pictures_refuse_what_passes_for_the_concept_and_what_nobody_knows():
+    shares = {"eagle": (1.0, 0.31), "bat": (0.49, 0.0), "hen": (0.5, 0.3), "cow": (1.0, 0.0)}
+    eye, found = looked(shares)
+    assert found.passed == ("hen",)
+    assert eye.asked == ["eagle", "bat", "hen"]  # no further than needed
+    assert found.refused == {
+        "eagle": "drawn like the concept",
+        "bat": "seldom known for what it is",
+    }
+    assert looked(shares, least=4)[0].asked == list(shares)
+    assert looked(shares, wanted=2)[1].passed == ("hen", "cow")
+
+
+def test_where_nothing_is_known_well_the_best_known_is_taken_and_a_synonym_never_is():
+    shares = {"eagle": (1.0, 0.5), "bat": (0.2, 0.0), "hen": (0.4, 0.0), "cow": (1.0, 0.0)}
+    _, found = looked(shares, most=3)
+    assert found.passed == ("hen",)
+    assert "taken because" in found.refused["hen"]
+    with pytest.raises(EditError, match="all are drawn like it"):
+        looked({"eagle": (1.0, 0.5), "hawk": (1.0, 0.9)})
+
+
+def test_a_target_is_of_the_concepts_own_group_if_one_will_do():
+    made = recipe("robot")
+    _, own = aimed(opened("emoji"), made)
+    free = recipe("robot", {"target": {"use": "adaptive", "same_group": False}})
+    _, any_group = aimed(opened("emoji"), free)
+    family = opened("emoji").family
+    assert group_of(family, own.of("robot").target) == group_of(family, "robot")
+    assert group_of(family, any_group.of("robot").target) != group_of(family, "robot")
+
+
+def test_who_knows_no_judge_for_a_concept_says_that_nobody_looked():
+    said = []
+    model, made = opened("emoji"), recipe("submarine")
+    context = Context(model, made.seed, say=said.append)
+    targets = choose(made, mine(made, context), context)
+    assert any("no judge knows 'submarine'" in line for line in said)
+    assert all(row.itself is None for row in targets.of("submarine").candidates)
 
 
 def test_synonyms_are_those_nearer_than_the_concepts_own_spellings(tmp_path):
@@ -217,11 +302,12 @@ def test_the_damage_of_every_candidate_equals_a_fresh_solve(kind, weight):
                 "preserve_weight": weight,
                 "num_listed": 100,
                 "num_nearest": 100,
+                "judge": None,
             }
         },
     )
     neighbors, targets = aimed(model, made)
-    config = AdaptiveConfig(preserve_weight=weight, num_listed=100)
+    config = AdaptiveConfig(preserve_weight=weight, num_listed=100, judge=None)
     inputs = TargetInputs(made.concepts, neighbors)
     rows = targets.of("violin").candidates
     assert [row.score for row in rows] == sorted(row.score for row in rows)
@@ -237,7 +323,7 @@ def test_the_damage_of_every_candidate_equals_a_fresh_solve(kind, weight):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_damage_decides_among_the_nearest_alone(count):
-    target = {"use": "adaptive", "num_listed": 100, "num_nearest": count}
+    target = {"use": "adaptive", "num_listed": 100, "num_nearest": count, "judge": None}
     _, targets = aimed(opened("emoji"), recipe("violin", {"target": target}))
     rows = targets.of("violin").candidates
     nearest = sorted(rows, key=lambda row: -row.similarity)[:count]
@@ -255,9 +341,12 @@ def test_the_damage_is_computed_where_it_decides_or_is_listed_and_nowhere_else(c
         computed.append(row["word"])
         return Candidate(**row)
 
-    monkeypatch.setattr("editforge.target.adaptive.Candidate", counted)
+    monkeypatch.setattr("editforge.target.damage.Candidate", counted)
     some, every = (
-        aimed(opened("emoji"), recipe("violin", {"target": {"use": "adaptive", **more}}))[1]
+        aimed(
+            opened("emoji"),
+            recipe("violin", {"target": {"use": "adaptive", "judge": None, **more}}),
+        )[1]
         for more in (
             {"num_listed": 3, "num_nearest": count},
             {"num_listed": 100, "num_nearest": count},
@@ -284,7 +373,7 @@ def test_of_candidates_that_are_equally_near_the_damage_decides():
     )
     inputs = TargetInputs(made.concepts, neighbors)
     few, every = (
-        adaptive(inputs, AdaptiveConfig(num_listed=listed), Context(model)).of("violin")
+        adaptive(inputs, AdaptiveConfig(num_listed=listed, judge=None), Context(model)).of("violin")
         for listed in (2, 100)
     )
     assert few.target == every.target == min(every.candidates, key=lambda row: row.score).word

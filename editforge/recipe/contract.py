@@ -66,6 +66,10 @@ class StageConfig(BaseModel):
         """
         return {}
 
+    def draws(self, model: Described, concepts: int) -> int:
+        """Of a target rule: the base's pictures that it looks at, about, for `--dry-run`."""
+        return 0
+
     def mines(self, concept: Concept) -> tuple[int, int]:
         """Of a miner: words erased with a concept, points around each of its states, at most."""
         return 0, 0

@@ -105,7 +105,9 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         solve = (width**3 * 4 + 2 * known * width * outputs) / speed
         pictures = _pictures(recipe, model)
         sampler = model.family.sampler
-        one = model.image_flops(sampler.steps, sampler.guidance, sampler.size) if pictures else 0.0
+        looked = recipe.target.draws(model, len(recipe.concepts)) if recipe.target else 0
+        drawn = pictures or looked
+        one = model.image_flops(sampler.steps, sampler.guidance, sampler.size) if drawn else 0.0
         memory = 4 * text + 8 * (3 * width**2 + known * 2 * width) + 4 * known * outputs
         fetched = sum(model.downloads.values())
     maps = f"{len(paths)} maps of width {width}"
@@ -115,7 +117,12 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     most = "" if isinstance(recipe.target, FixedConfig) else "at most "
     costs = {
         "mine": (f"{words} words around {len(recipe.concepts)} concepts", encode),
-        "target": ("adaptive choice" if adaptive else "as typed", encode / 50),
+        "target": (
+            f"adaptive choice{f', {looked} pictures' if looked else ''}"
+            if adaptive
+            else "as typed",
+            encode / 50 + looked * one / speed,
+        ),
         "edit": (f"{maps}, {bound}", solve),
         "align": (f"training, {getattr(recipe.align, 'use', '')}", unknown),
         "guide": (f"changes no weight, {getattr(recipe.guide, 'use', '')}", unknown),

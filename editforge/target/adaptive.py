@@ -10,6 +10,7 @@ and what can be known at all (`target/look.py`). methods.md 3.8, steps 4, 5 and 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field
@@ -24,6 +25,9 @@ from editforge.recipe.registry import register
 from editforge.target.damage import Damage
 from editforge.target.look import Eye, Survey, survey
 from editforge.target.preserve import preserve_list
+
+if TYPE_CHECKING:
+    from editforge.families.model import Described
 
 
 class AdaptiveConfig(StageConfig):
@@ -47,10 +51,14 @@ class AdaptiveConfig(StageConfig):
         "CLIP folder, null: nobody, and the nearest words that may mean the same are passed over.",
     )
     num_looked_at: int = Field(
-        3, ge=1, description="Leading candidates drawn per concept. Higher: more to choose from, slower."
+        3,
+        ge=1,
+        description="Leading candidates drawn per concept. Higher: more to choose from, slower.",
     )
     most_looked_at: int = Field(
-        12, ge=1, description="Where none of them will do: drawn on until one does, at most so many."
+        12,
+        ge=1,
+        description="Where none of them will do: drawn on until one does, at most so many.",
     )
     pictures: int = Field(
         8, ge=1, description="Of each candidate looked at. Higher: surer, slower."
@@ -62,7 +70,7 @@ class AdaptiveConfig(StageConfig):
         description="A word whose pictures pass more often for the concept is none.",
     )
     min_itself: float = Field(
-        0.5, ge=0, le=1, description="A word whose pictures are known for it less often is none."
+        0.75, ge=0, le=1, description="A word whose pictures are known for it less often is none."
     )
     same_group: bool = Field(
         True, description="Words of the concept's own group first, where the list has groups."
@@ -70,6 +78,13 @@ class AdaptiveConfig(StageConfig):
     num_listed: int = Field(
         10, ge=1, description="Nearest candidates written to targets.yaml. Higher: slower."
     )
+
+    def draws(self, model: Described, concepts: int) -> int:
+        """The concept and the leading candidates, where somebody can look."""
+        looks = self.judge is not None and (
+            self.judge != "family" or model.family.judge is not None
+        )
+        return concepts * (self.num_looked_at + 1) * self.pictures if looks else 0
 
 
 @register("target", "adaptive")
@@ -113,7 +128,8 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
             rows = [row for row in own.words if row.word in listed]
             found = _surveyed(concept, rows, config, context)
             ranked = damage.of(_listed(own, rows, found, config), leaks[:, index])
-            chosen.append(_chosen(concept.name, ranked, found, config))
+            count = sum(row.candidate for row in rows)
+            chosen.append(_chosen(concept.name, count, ranked, found, config))
             bar.update()
     return Targets(concepts=tuple(chosen), preserve=preserve_list(inputs, chosen))
 
@@ -167,13 +183,19 @@ def _listed(
 
 
 def _chosen(
-    concept: str, ranked: Sequence[Candidate], found: Survey | None, config: AdaptiveConfig
+    concept: str,
+    count: int,
+    ranked: Sequence[Candidate],
+    found: Survey | None,
+    config: AdaptiveConfig,
 ) -> Target:
     """The least damage among those that may be the target."""
     if found is None:
         near = sorted(ranked, key=lambda item: -item.similarity)[: config.num_nearest]
         able = {item.word for item in near}
-        rule = "the nearest" if len(able) == 1 else f"least damage of the {len(able)} nearest"
+        one = len(able) == 1
+        rule = "the nearest" if one else f"least predicted damage of the {len(able)} nearest"
+        rule += f" of {count} candidates"
     else:
         able = set(found.passed)
         rule = f"the nearest that will do, of {len(found.seen)} looked at"
