@@ -20,6 +20,7 @@ from editforge.ground.names import fold, with_article
 from editforge.recipe.contract import Context, TargetInputs
 from editforge.run.stages import choose, mine
 from editforge.target.adaptive import AdaptiveConfig, adaptive
+from editforge.target.fixed import FixedConfig
 from editforge.target.look import Seen, survey
 from tests.models import family_file, opened, recipe, tiny_folder
 from tests.tiny import WORDS
@@ -494,6 +495,13 @@ def test_nothing_is_a_target_and_is_not_preserved(text):
     _, targets = aimed(opened("sd1"), made)
     assert targets.of("violin").target == ""
     assert targets.preserved == ["guitar"]
+
+
+@pytest.mark.parametrize("text", ["violin", "Violins", "a violin"])
+def test_no_spelling_of_the_concept_is_its_target(text):
+    with pytest.raises(RecipeError, match="nothing would be erased"):
+        FixedConfig(text=text).check_early((Concept(name="violin"),))
+    FixedConfig(text="viola").check_early((Concept(name="violin"),))
 
 
 def test_the_target_is_preserved_unless_the_recipe_says_otherwise():

@@ -9,7 +9,7 @@ from pydantic import Field
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.targets import Target, Targets
 from editforge.ground.errors import RecipeError, did_you_mean
-from editforge.ground.names import fold
+from editforge.ground.names import name_key
 from editforge.recipe.contract import Context, StageConfig, TargetInputs
 from editforge.recipe.registry import register
 from editforge.target.preserve import preserve_list
@@ -33,16 +33,16 @@ class FixedConfig(StageConfig):
         return text if text.strip() else ""
 
     def check_early(self, concepts: tuple[Concept, ...]) -> None:
-        """A target for an erased concept alone, and none that is erased itself."""
+        """A target for an erased concept alone, and none that is erased itself, in any spelling."""
         names = [concept.name for concept in concepts]
         unknown = sorted(set(self.texts) - set(names))
         if unknown:
             allowed = did_you_mean(unknown[0], names)
             raise RecipeError("texts names no erased concept", got=unknown[0], allowed=allowed)
-        erased = {fold(own): concept.name for concept in concepts for own in concept.names}
+        erased = {name_key(own): concept.name for concept in concepts for own in concept.names}
         for name in names:
             text = self.of(name)
-            owner = erased.get(fold(text)) if text else None
+            owner = erased.get(name_key(text)) if text else None
             if owner is not None:
                 same = "equals its target: nothing would be erased"
                 what = same if owner == name else "is erased too"
