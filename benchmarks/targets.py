@@ -9,9 +9,10 @@ kind; erasers that are saved already (`NAME=PATH`) stand beside. All are drawn o
     python benchmarks/targets.py --pictures docs/images/targets.png --concepts violin dolphin penguin
 
 kinds: `synonym` an alias of the manifest; `rule` what `target: adaptive` takes; `nearest` the same
-without looking (its rule up to issue 9); `general` the group word; `unrelated` a name of another panel;
-`empty` nothing. A concept without an alias or a group word is left out of that row. Never run it on TEST
-concepts to choose anything.
+without looking; `any-group` without the list's groups; `strict` known for itself in all pictures;
+`mean2`, `mean3` the mean of the nearest that will do, at their mean length; `general` the group word;
+`unrelated` a far name of another group; `empty` nothing. A concept without an alias or a group word is
+left out of that row. Never run it on TEST concepts to choose anything.
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from editforge import emoji, load_edit
 from editforge.artifacts.concepts import Concept
 from editforge.cli.output import quiet_libraries
+from editforge.edit import mean_shift
 from editforge.evaluate import metrics
 from editforge.evaluate.prompts import Counts, gate_prompts
 from editforge.evaluate.prompts.emoji import held_out
@@ -43,15 +46,23 @@ from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
 from editforge.run.stages import choose, edit, mine
 
-KINDS = ("synonym", "rule", "nearest", "general", "unrelated", "empty")
-COUNTS = Counts(name=16, least=16, names=8, images=2, reference=0)
+RULES: dict[str, dict[str, Any]] = {
+    "rule": {},
+    "nearest": {"judge": None},
+    "any-group": {"same_group": False},
+    "strict": {"min_itself": 1.0},
+    "mean2": {"num_looked_at": 6},
+    "mean3": {"num_looked_at": 6},
+}
+KINDS = ("synonym", "rule", "general", "unrelated", "empty")
+COUNTS = Counts(name=8, least=8, names=8, images=2, reference=0)
 HEAD = ("name", "alias", "near kept", "far kept", "recognizable", "valid", "own group", "seconds")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("saved", nargs="*", help="NAME=PATH with {concept}: a run or an edit")
-    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=(*KINDS, *RULES))
     parser.add_argument("--concepts", nargs="+", default=list(emoji.manifest().splits["dev"]))
     parser.add_argument("--output", type=Path, default=Path("runs/targets"))
     parser.add_argument(
@@ -96,21 +107,24 @@ class Case:
 
     def made(self, kind: str) -> tuple[str, Any, float] | None:
         """Target, eraser and seconds of choosing; None where the concept has no such target."""
-        options = {
-            "rule": {"use": "adaptive"},
-            "nearest": {"use": "adaptive", "judge": None},
-        }
-        word = None if kind in options else self._word(kind)
-        if kind not in options and word is None:
-            return None
-        chosen = options.get(kind) or {"use": "fixed", "text": word}
+        rule, word = RULES.get(kind), ""
+        if rule is None:
+            found = self._word(kind)
+            if found is None:
+                return None
+            word = found
+        chosen = {"use": "fixed", "text": word} if rule is None else {"use": "adaptive", **rule}
         recipe = resolve("default", {"concepts": [{"name": self.concept}], "target": chosen}, [])
         neighbors = mine(recipe, self._context)
         start = time.perf_counter()
         targets = choose(recipe, neighbors, self._context)
         seconds = time.perf_counter() - start
-        eraser = edit(recipe, targets, neighbors, self._context).edit
-        return targets.of(self.concept).target, eraser, seconds
+        own = targets.of(self.concept)
+        will_do = [row.word for row in own.candidates if row.itself is not None and not row.reason]
+        parts = will_do[: int(kind[4:])] if kind.startswith("mean") else [own.target]
+        with mixed(own.target, parts):
+            eraser = edit(recipe, targets, neighbors, self._context).edit
+        return "+".join(parts), eraser, seconds
 
     def saved(self, path: str) -> tuple[str, Any, float]:
         """An eraser of a run, and the target that it says it has."""
@@ -173,6 +187,26 @@ class Case:
             )
 
 
+@contextlib.contextmanager
+def mixed(target: str, parts: Sequence[str]) -> Iterator[None]:
+    """Inside, mean-shift reads the mean of `parts`, at their mean length, wherever it reads `target`."""
+    plain = mean_shift._means
+
+    def means(columns: Any, name: str, wanted: Sequence[int]) -> torch.Tensor:
+        if name != target or len(parts) < 2:
+            return plain(columns, name, wanted)
+        columns.read_all(parts)
+        each = torch.stack([plain(columns, part, wanted) for part in parts])  # (parts, d, groups)
+        mean = each.mean(dim=0)
+        return mean * (each.norm(dim=1).mean(dim=0) / mean.norm(dim=0))
+
+    mean_shift._means = means
+    try:
+        yield
+    finally:
+        mean_shift._means = plain
+
+
 def said(row: dict[str, Any]) -> str:
     after = row["after"]
     shares = {key: float(np.mean(after[key])) for key in after}
@@ -217,7 +251,7 @@ def cells(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def grouped(concept: str, target: str) -> bool:
     manifest = emoji.manifest()
-    found = manifest.find(target) if target else None
+    found = manifest.find(target.partition("+")[0]) if target else None
     return bool(found and found.group == manifest.find(concept).group)
 
 
