@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +34,23 @@ def linear_paths(denoiser: nn.Module, endings: Sequence[str]) -> list[str]:
     """
     known = [path for path, module in denoiser.named_modules() if isinstance(module, nn.Linear)]
     return matching(known, endings)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What training changed, without the component's name.
+
+    Args:
+        factors: by path.
+        dense: by parameter name.
+        facts: for the provenance.
+        whole: the edit that training started from is in it already.
+    """
+
+    factors: Mapping[str, LowRank]
+    dense: Mapping[str, Tensor]
+    facts: Mapping[str, Any]
+    whole: bool
 
 
 class Adapter(nn.Module):
@@ -108,6 +126,10 @@ class Adapter(nn.Module):
         source = dict(self.named_parameters()) if values is None else values
         own = {name: value.detach().cpu().clone() for name, value in source.items()}
         return {path: LowRank(own[f"B.{at}"], own[f"A.{at}"]) for at, path in enumerate(self.paths)}
+
+    def change(self, values: Mapping[str, Tensor]) -> Change:
+        """What these values of its parameters change of the model that has the frozen edit."""
+        return Change(self.factors(values), {}, {}, whole=False)
 
     def remove(self) -> None:
         """Take the hooks off; the denoiser is as it was."""

@@ -5,7 +5,8 @@ An `Objective` names the rows of one sample that the frozen teacher and the trai
 makes one teacher batch and one student batch of them and hands the predictions to `parts`. A method
 is a file with its config and its objective; the loop is the same for all.
 
-Predictions are the model's own output, noise or velocity: every loss here combines outputs linearly.
+Predictions are the model's own output, noise or velocity, times `scale`: every loss here combines
+outputs linearly. A `Turn` says whose step it is, for methods in which two sides play a game.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ Predictions = Mapping[Row, Tensor]  # (n, c, h, w) each, float32
 Parts = dict[str, Tensor]  # scalars; `loss` is what is minimized
 
 # Conditions: the erased prompt, the same displaced to a neighbor, its target, what guidance leads away
-# from where there is no negative prompt; what is kept.
+# from where there is no negative prompt; what is kept; a mixture of candidate targets.
 ERASED, NEIGHBOR, TARGET, EMPTY, KEPT = "erased", "neighbor", "target", "empty", "kept"
-# Branches: latents of the erased prompt, and of a kept one.
-ERASE, KEEP = "erase", "keep"
+MIXED = "mixed"
+# Branches: latents of the erased prompt, of a kept one, of the mixture's leading candidate.
+ERASE, KEEP, LEADING = "erase", "keep", "leading"
+# Players: the model, which is trained, and the mixture that chooses what it is trained towards.
+WEIGHTS, MIXTURE = "weights", "mixture"
 
 
 @dataclass(frozen=True)
@@ -35,17 +39,38 @@ class Objective:
         student: predicted by the model in training.
         parts: `parts(teacher, student)`: named scalars, means over rows, `loss` among them.
         names: the keys of `parts`, in order.
+        scale: what the predictions of rows at times (n,) are multiplied by; None: 1.
     """
 
     teacher: tuple[Row, ...]
     student: tuple[Row, ...]
     parts: Callable[[Predictions, Predictions], Parts]
     names: tuple[str, ...] = ("loss",)
+    scale: Callable[[Tensor], Tensor] | None = None
 
     @property
     def branches(self) -> tuple[str, ...]:
         """The latents it needs."""
         return tuple(dict.fromkeys(branch for branch, _ in (*self.teacher, *self.student)))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whose step it is.
+
+    Args:
+        objective: the rows and parts that this side sees.
+        player: `weights` or `mixture`; the other one does not move.
+        ascends: it raises the loss instead of lowering it.
+        teacher: rows of the frozen base through which its gradient reaches the mixture.
+        student: the same of the model in training.
+    """
+
+    objective: Objective
+    player: str = WEIGHTS
+    ascends: bool = False
+    teacher: frozenset[Row] = frozenset()
+    student: frozenset[Row] = frozenset()
 
 
 def toward(

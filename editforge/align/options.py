@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 class LoraOptions(StageConfig):
     """What is trained, on which latents, for how long, and what is seen meanwhile."""
 
+    train: Literal["lora", "xattn", "noxattn"] = Field(
+        "lora",
+        description="A LoRA on `modules`, all parameters of cross-attention, or all others; the last "
+        "two end as factors of `rank` with the error said, and dense rests that no LoRA file holds.",
+    )
     modules: tuple[str, ...] = Field(
         ("attn2.to_k", "attn2.to_v"),
         min_length=1,
@@ -77,7 +82,7 @@ class LoraOptions(StageConfig):
         matching(known, self.modules)
 
     def rank_of(self, names: int, templates: int, window: int, neighbors: int) -> int:
-        """That of its LoRA, on top of the edit."""
+        """That of its LoRA, on top of the edit; or what matrices are truncated to."""
         return self.rank
 
     @model_validator(mode="after")

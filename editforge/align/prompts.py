@@ -7,6 +7,7 @@ draws are keyed by the recipe's seed, the concept and the run or the global samp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,6 +38,7 @@ class ErasedPrompt:
         target: the states of the prompt with the target; of no text where that is nothing.
         first: the name's first token in the prompt.
         last: its last.
+        template: which of `Prompts.templates` it is made with.
     """
 
     concept: str
@@ -45,6 +47,7 @@ class ErasedPrompt:
     target: Encoded
     first: int
     last: int
+    template: int = 0
 
 
 class Prompts:
@@ -56,6 +59,7 @@ class Prompts:
         denoiser: encodes whole prompts as the pipeline does.
         context: model and seed.
         concept_share: of samples at the concept itself; the rest are neighbors.
+        templates: of the erased prompts; None: the family's for the kind.
     """
 
     def __init__(
@@ -65,9 +69,10 @@ class Prompts:
         denoiser: Denoiser,
         context: Context,
         concept_share: float,
+        templates: Sequence[str] | None = None,
     ) -> None:
         self._context, self._denoiser, self._share = context, denoiser, concept_share
-        self._inputs = inputs
+        self._inputs, self._own_templates = inputs, templates
         encoder = context.model.encoder
         names = [concept.name for concept in inputs.concepts]
         self.preserved = preserved_names(inputs)
@@ -112,6 +117,12 @@ class Prompts:
         own = nearest_is_own(e, near, self._held).nonzero().flatten().tolist()
         return self._displaced(prompt, near[:, own[0]] - e) if own else prompt.erased
 
+    def templates(self, concept: Concept) -> tuple[str, ...]:
+        """Those of its erased prompts."""
+        if self._own_templates is not None:
+            return tuple(self._own_templates)
+        return templates_of([concept.kind], self._context.model.family)
+
     def _displaced(self, prompt: ErasedPrompt, eta: Tensor) -> Encoded:
         """h_i + eta |h_i| / |e| at the name's tokens."""
         states = prompt.erased.states.clone()  # (q, d)
@@ -123,7 +134,7 @@ class Prompts:
     def _prompts_of(self, concept: Concept, count: int) -> list[ErasedPrompt]:
         encoder = self._context.model.encoder
         target = becomes(concept, self._inputs)
-        templates = templates_of([concept.kind], self._context.model.family)
+        templates = self.templates(concept)
         pairs = [(text, name) for text in templates for name in erased_names(concept, self._inputs)]
         pairs = [pairs[run % len(pairs)] for run in range(count)]
         each = list(dict.fromkeys(pairs))
@@ -136,7 +147,13 @@ class Prompts:
         states = self._denoiser.encode([*own, *goals])
         made = {
             pair: ErasedPrompt(
-                concept.name, own[at], states[at], states[len(each) + at], span.start, span.last
+                concept.name,
+                own[at],
+                states[at],
+                states[len(each) + at],
+                span.start,
+                span.last,
+                templates.index(pair[0]),
             )
             for at, (pair, span) in enumerate(zip(each, spans, strict=True))
         }

@@ -1,8 +1,9 @@
-"""The one training loop: a LoRA on a frozen denoiser, whatever the objective, however many processes.
+"""The one training loop: part of a frozen denoiser, whatever the objective, however many processes.
 
-A step works on `batch` samples with the global indices step * batch + i. Everything random about a
-sample is keyed by its index, and processes share the indices of a step among them: their number
-changes the order of a sum and nothing else. The same holds for a resumed run.
+A step is a turn: of the model, which lowers its loss, or of the mixture of targets that it plays against
+(`objective.Turn`). It works on `batch` samples with the global indices step * batch + i. Everything
+random about a sample is keyed by its index, and processes share the indices of a step among them: their
+number changes the order of a sum and nothing else. The same holds for a resumed run.
 
 Gradients are not left to DistributedDataParallel: they are a few megabytes, go into one sum together
 with the losses, and a process without a row of the batch adds zeros. The denoiser stays the caller's
@@ -20,29 +21,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editforge.align.adapter import Adapter, linear_paths
+from editforge.align.adapter import Adapter, Change, linear_paths
 from editforge.align.denoiser import Denoiser, Encoded
-from editforge.align.objective import (
-    EMPTY,
-    ERASE,
-    ERASED,
-    KEEP,
-    KEPT,
-    NEIGHBOR,
-    TARGET,
-    Objective,
-    Row,
-)
+from editforge.align.mixture import Mixture
+from editforge.align.objective import MIXTURE, Objective, Row, Turn
 from editforge.align.options import LoraOptions
-from editforge.align.pool import Pool, Sampler, build_pool
 from editforge.align.prompts import Prompts
-from editforge.align.state import State
+from editforge.align.rows import Gatherer, Rows
+from editforge.align.state import Player, State
+from editforge.align.swapped import Swapped, part_of
+from editforge.align.trajectory import Trajectory
 from editforge.align.watch import Watch
 from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.ground.errors import EditError
-from editforge.ground.keyed import keyed
 from editforge.recipe.contract import AlignInputs, Context
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """The mixture that a model plays against.
+
+    Args:
+        mixture: of candidate targets.
+        lr: of its logits.
+        quiet_from: share of the training from which its draws have no noise; None: noise to the end.
+        lead_runs: sampling runs of a candidate that comes to lead.
+    """
+
+    mixture: Mixture
+    lr: float
+    quiet_from: float | None
+    lead_runs: int
 
 
 def train(
@@ -69,15 +79,18 @@ def train(
         RecipeError: modules that are not there, a precision the model has not; EditError: the loss
             is no number; ProcessLost: another process ended.
     """
-    if inputs.edit.dense:
-        raise EditError(
-            "a LoRA cannot lie on an edit with dense deltas", got=min(inputs.edit.dense)
-        )
+    refuse_dense(inputs.edit)
     with training(inputs, options, objective, context, concept_share) as loop:
         if options.steps == 0:
             return inputs.edit
         loop.run()
-        return _joined(inputs.edit, loop.result(), context.model.family.denoiser, loop.summary())
+        return loop.on(inputs.edit)
+
+
+def refuse_dense(edit: WeightEdit) -> None:
+    """Nothing can be trained on dense deltas."""
+    if edit.dense:
+        raise EditError("a LoRA cannot lie on an edit with dense deltas", got=min(edit.dense))
 
 
 @contextmanager
@@ -88,7 +101,20 @@ def training(
     context: Context,
     concept_share: float,
 ) -> Iterator[Loop]:
-    """A loop on the model's own pipeline, which is put back as it was."""
+    """A loop of the model alone."""
+    with prepared(inputs, options, context, concept_share) as (denoiser, trained, prompts):
+        yield Loop(options, (Turn(objective),), context, denoiser, trained, prompts)
+
+
+@contextmanager
+def prepared(
+    inputs: AlignInputs,
+    options: LoraOptions,
+    context: Context,
+    concept_share: float = 1.0,
+    templates: Sequence[str] | None = None,
+) -> Iterator[tuple[Denoiser, Adapter | Swapped, Prompts]]:
+    """What a loop needs, on the model's own pipeline, which is put back as it was."""
     pipe = context.model.pipeline()
     denoiser = Denoiser(pipe, options.size, options.precision)
     component = f"{context.model.family.denoiser}."
@@ -96,25 +122,24 @@ def training(
         path.removeprefix(component): LowRank(inputs.edit.strength * pair.B, pair.A)
         for path, pair in inputs.edit.factors.items()
     }
-    paths = linear_paths(denoiser.module, options.modules)
-    adapter = Adapter(
-        denoiser.module, paths, options.rank, frozen, seed=context.seed, device=denoiser.device
-    )
+    trained: Adapter | Swapped
+    if options.train == "lora":
+        paths = linear_paths(denoiser.module, options.modules)
+        trained = Adapter(
+            denoiser.module, paths, options.rank, frozen, seed=context.seed, device=denoiser.device
+        )
+    else:
+        names = part_of(denoiser.module, options.train)
+        trained = Swapped(denoiser.module, names, frozen, options.rank, device=denoiser.device)
     try:
         with denoiser.frozen(checkpointing=options.checkpointing):
-            prompts = Prompts(inputs, options, denoiser, context, concept_share)
-            yield Loop(options, objective, context, denoiser, adapter, prompts)
+            yield (
+                denoiser,
+                trained,
+                Prompts(inputs, options, denoiser, context, concept_share, templates),
+            )
     finally:
-        adapter.remove()
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One piece of a step: latents and times (n, ...) by branch, texts (n) by row."""
-
-    latents: dict[str, Tensor]
-    times: dict[str, Tensor]
-    texts: dict[Row, list[Encoded]]
+        trained.remove()
 
 
 class Loop:
@@ -122,181 +147,151 @@ class Loop:
 
     Args:
         options: of the method.
-        objective: what is aligned with what.
+        turns: whose step it is, in turn.
         context: seed, processes, progress, folders.
         denoiser: frozen.
-        adapter: hooked into it.
+        adapter: what is trained, hooked into it.
         prompts: texts by run.
+        against: the mixture, where one of the turns is its own.
     """
 
     def __init__(
         self,
         options: LoraOptions,
-        objective: Objective,
+        turns: Sequence[Turn],
         context: Context,
         denoiser: Denoiser,
-        adapter: Adapter,
+        adapter: Adapter | Swapped,
         prompts: Prompts,
+        against: Opponent | None = None,
     ) -> None:
-        self._options, self._objective, self._context = options, objective, context
+        self._options, self._turns, self._context = options, tuple(turns), context
         self.denoiser, self.adapter, self._prompts = denoiser, adapter, prompts
-        self._sampler = Sampler(
-            denoiser,
-            steps=options.sample_steps,
-            guidance=options.sample_guidance,
-            window=options.time_range,
-            seed=context.seed,
+        self.steps = options.steps * len(turns)
+        self.mixture = against.mixture if against else None
+        others = {}
+        if against is not None:
+            others[MIXTURE] = Player(dict(against.mixture.named_parameters()), against.lr)
+        self._gather = Gatherer(options, context, denoiser, adapter, prompts, self.mixture)
+        if against is not None:
+            self._gather.lead_runs = against.lead_runs
+            self._gather.noise = lambda step: _noise(step / self.steps, against.quiet_from)
+        self._names = turns[0].objective.names
+        self.state = State(
+            dict(adapter.named_parameters()),
+            options,
+            self._names,
+            others,
+            [turn.player for turn in turns],
         )
-        self._texts = {ERASE: [p.erased for p in prompts.erased], KEEP: prompts.kept}
-        self._pools: dict[str, Pool] = {}
-        self._state = State(adapter, options, objective.names)
+        self.trajectory = Trajectory(self.mixture) if self.mixture is not None else None
 
     def run(self) -> None:
         """Pool, then every step that no checkpoint has."""
-        options, context = self._options, self._context
+        options, context, state = self._options, self._context, self.state
         watch = Watch(options, context, self.denoiser, self.adapter, self._prompts)
         self.draw()
         path = context.work / "checkpoint.safetensors" if context.work else None
         if path is not None:
-            self._state.restore(path)
-        if context.team.tell(self._state.step) != self._state.step:
+            more = state.restore(path)
+            if self.trajectory is not None:
+                self.trajectory.restore(more)
+        if context.team.tell(state.step) != state.step:
             raise EditError(
                 "this process sees another checkpoint than process 0",
-                got=f"step {self._state.step} in {path}",
+                got=f"step {state.step} in {path}",
                 next="--output a folder on a disk that all machines share",
             )
         context.team.wait()  # nobody writes a checkpoint that another still reads
-        with watch, context.bar(options.steps, "training") as bar:
-            bar.update(self._state.step)
-            while self._state.step < options.steps:
-                means = self.step(self._state.step)
-                done = self._state.step
+        with watch, context.bar(self.steps, "training") as bar:
+            bar.update(state.step)
+            while state.step < self.steps:
+                means = self.step(state.step)
+                done = state.step
                 bar.set_postfix(
                     {name: f"{value:.4f}" for name, value in means.items()}, refresh=False
                 )
                 bar.update()
-                due = done % options.save_every == 0 or done == options.steps
+                due = done % options.save_every == 0 or done == self.steps
                 if path is not None and due and context.team.leads:
-                    self._state.save(path)
+                    state.save(path, self.trajectory.tensors() if self.trajectory else None)
                 watch.after(done, means)
+        if self.trajectory is not None and context.log is not None and context.team.leads:
+            self.trajectory.save(context.log / "align", context.say)
 
     def draw(self) -> None:
-        """The pool: noisy latents of every branch that the objective reads."""
-        options, context = self._options, self._context
-        if options.latents == "current":
-            return
-        branches = self._objective.branches
-        total = sum(len(self._texts[branch]) for branch in branches)
-        with context.bar(total, "drawing latents") as bar:
-            self._pools = {
-                branch: build_pool(
-                    self._sampler,
-                    self._texts[branch],
-                    options.kept_times,
-                    label=branch,
-                    work=context.work,
-                    team=context.team,
-                    bar=bar,
-                )
-                for branch in branches
-            }
+        """The pool: noisy latents of every branch that an objective reads."""
+        branches = [branch for turn in self._turns for branch in turn.objective.branches]
+        self._gather.draw(list(dict.fromkeys(branches)))
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step on the samples of `step`; the global means of the loss parts."""
         options, team, adapter = self._options, self._context.team, self.adapter
+        turn = self._turns[step % len(self._turns)]
+        self.state.begin()
+        self._gather.lead()
         first = step * options.batch
         own = list(range(first + team.rank, first + options.batch, team.size))
-        sums = torch.zeros(len(self._objective.names), device=self.denoiser.device)
+        sums = torch.zeros(len(self._names), device=self.denoiser.device)
         for piece in _pieces(own, options.accumulate):
-            rows = self.rows(piece)
-            teacher = self.predict(rows, self._objective.teacher, grad=False)
+            rows = self.rows(piece, turn)
+            teacher = self.predict(rows, turn.objective.teacher, turn, grad=bool(turn.teacher))
             with adapter.student():  # until backward is done: it may compute the forward again
-                student = self.predict(rows, self._objective.student, grad=True)
-                parts = self._objective.parts(teacher, student)
+                student = self.predict(rows, turn.objective.student, turn, grad=True)
+                parts = turn.objective.parts(teacher, student)
                 share = len(piece) / options.batch
-                (share * parts["loss"]).backward()
-            sums += share * torch.stack([parts[name].detach() for name in self._objective.names])
-        values = self._reduce(sums).tolist()
-        means = dict(zip(self._objective.names, values, strict=True))
+                (share * (-parts["loss"] if turn.ascends else parts["loss"])).backward()
+            sums += share * torch.stack([parts[name].detach() for name in self._names])
+        values = self._reduce(sums, turn.player).tolist()
+        means = dict(zip(self._names, values, strict=True))
         if not all(value == value and abs(value) < float("inf") for value in values):
             raise EditError(
                 f"the loss is no number at step {step + 1}",
                 got=str(means),
                 next="--set align.lr=1e-5, or --set align.precision=fp32",
             )
-        self._state.advance(values)
+        self.state.advance(values)
+        if self.trajectory is not None and turn.player == MIXTURE:
+            self.trajectory.note()
         return means
 
-    def rows(self, samples: Sequence[int]) -> Rows:
+    def rows(self, samples: Sequence[int], turn: Turn | None = None) -> Rows:
         """Latents, times and texts of some samples, by their global indices."""
-        latents: dict[str, Tensor] = {}
-        times: dict[str, Tensor] = {}
-        runs: dict[str, list[int]] = {}
-        for branch in self._objective.branches:
-            make = self._pooled if self._pools else self._fresh
-            latents[branch], times[branch], runs[branch] = make(branch, samples)
-        wanted = dict.fromkeys((*self._objective.teacher, *self._objective.student))
-        texts = {
-            (branch, condition): [
-                self._text(condition, run, sample)
-                for run, sample in zip(runs[branch], samples, strict=True)
-            ]
-            for branch, condition in wanted
-        }
-        return Rows(latents, times, texts)
+        return self._gather.rows(samples, (turn or self._turns[0]).objective)
 
-    def predict(self, rows: Rows, wanted: Sequence[Row], *, grad: bool) -> dict[Row, Tensor]:
-        """All wanted rows in one batch."""
+    def predict(
+        self, rows: Rows, wanted: Sequence[Row], turn: Turn | None = None, *, grad: bool
+    ) -> dict[Row, Tensor]:
+        """All wanted rows in one batch; texts let a gradient through where the turn says so."""
+        turn = turn or self._turns[0]
+        through = turn.student if grad and wanted is turn.objective.student else turn.teacher
         branches = [branch for branch, _ in wanted]
+        texts = [
+            text if row in through else _closed(text) for row in wanted for text in rows.texts[row]
+        ]
+        times = torch.cat([rows.times[branch] for branch in branches])
         with torch.set_grad_enabled(grad):
             output = self.denoiser(
-                torch.cat([rows.latents[branch] for branch in branches]),
-                torch.cat([rows.times[branch] for branch in branches]),
-                [text for row in wanted for text in rows.texts[row]],
+                torch.cat([rows.latents[branch] for branch in branches]), times, texts
             )
+            if (scale := turn.objective.scale) is not None:
+                output = output * scale(times).to(output)[:, None, None, None]
         return dict(zip(wanted, output.chunk(len(wanted)), strict=True))
 
-    def result(self) -> dict[str, LowRank]:
-        """The trained factors, or their running mean."""
-        return self._state.factors()
+    def on(self, start: WeightEdit) -> WeightEdit:
+        """The edit that training started from, and what it changed."""
+        change = self.adapter.change(self.state.values())
+        summary = {
+            "steps": self._options.steps,
+            **({"rank": self._options.rank} if self._options.train == "lora" else {}),
+            **self.state.losses(),
+            **change.facts,
+        }
+        return _joined(start, change, self._context.model.family.denoiser, summary)
 
-    def summary(self) -> dict[str, Any]:
-        """For the provenance: what was trained, and how the loss went."""
-        return {"steps": self._options.steps, "rank": self._options.rank, **self._state.losses()}
-
-    def _text(self, condition: str, run: int, sample: int) -> Encoded:
-        if condition == NEIGHBOR:
-            return self._prompts.neighbor(run, sample)
-        if condition == KEPT:
-            return self._prompts.kept[run]
-        if condition == EMPTY:
-            return self._prompts.empty
-        prompt = self._prompts.erased[run]
-        return {ERASED: prompt.erased, TARGET: prompt.target}[condition]
-
-    def _pooled(self, branch: str, samples: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
-        pool = self._pools[branch]
-        at = [self._pick(len(pool), branch, sample) for sample in samples]
-        return pool.latents[at], pool.times[at], pool.runs[at].tolist()
-
-    def _fresh(self, branch: str, samples: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
-        """Runs of the model in training, each from noise of its own to one time."""
-        texts = self._texts[branch]
-        runs = [self._pick(len(texts), branch, sample) for sample in samples]
-        noise = [self._sampler.noise(branch, "sample", sample) for sample in samples]
-        kept = [self._sampler.kept(1, branch, "sample", sample) for sample in samples]
-        with self.adapter.student():
-            found = self._sampler.runs(noise, [texts[run] for run in runs], kept)
-        times = self._sampler.times[[row[0] for row in kept]]
-        return torch.stack([row[0] for row in found]), times, runs
-
-    def _pick(self, count: int, branch: str, sample: int) -> int:
-        generator = keyed(self._context.seed, "sample", branch, sample)
-        return int(torch.randint(count, (), generator=generator))
-
-    def _reduce(self, sums: Tensor) -> Tensor:
+    def _reduce(self, sums: Tensor, player: str) -> Tensor:
         """Sum gradients and loss parts over the processes, in one message."""
-        weights = list(self.adapter.parameters())
+        weights = list(self.state.players[player].weights.values())
         for weight in weights:
             if weight.grad is None:  # no row of this step is ours
                 weight.grad = torch.zeros_like(weight)
@@ -313,6 +308,18 @@ class Loop:
         return flat[: len(sums)]
 
 
+def _closed(text: Encoded) -> Encoded:
+    """The same text, through which no gradient goes."""
+    if not text.states.requires_grad:
+        return text
+    return Encoded(text.states.detach(), None if text.pooled is None else text.pooled.detach())
+
+
+def _noise(progress: float, quiet_from: float | None) -> float:
+    """How much of the Gumbel noise is left: falls to 0 at `quiet_from` of the training."""
+    return 1.0 if quiet_from is None else max(0.0, 1.0 - progress / quiet_from)
+
+
 def _pieces(samples: Sequence[int], count: int) -> list[Sequence[int]]:
     """`samples` in `count` runs of nearly equal length, without empty ones."""
     cuts = [at * len(samples) // count for at in range(count + 1)]
@@ -320,9 +327,12 @@ def _pieces(samples: Sequence[int], count: int) -> list[Sequence[int]]:
 
 
 def _joined(
-    start: WeightEdit, trained: dict[str, LowRank], component: str, summary: dict[str, Any]
+    start: WeightEdit, change: Change, component: str, summary: dict[str, Any]
 ) -> WeightEdit:
-    """Both changes as one: factors side by side, rank reduced."""
-    lora = {f"{component}.{path}": pair for path, pair in trained.items()}
-    whole = start + WeightEdit(lora, exact_rank=max(pair.rank for pair in lora.values()))
-    return replace(whole, provenance={"align": summary})
+    """Both changes as one: factors side by side, rank reduced; or the change that holds both."""
+    factors = {f"{component}.{path}": pair for path, pair in change.factors.items()}
+    dense = {f"{component}.{name}": delta for name, delta in change.dense.items()}
+    if change.whole:
+        return WeightEdit(factors, dense, 1.0, None, {"align": summary})
+    lora = WeightEdit(factors, exact_rank=max(pair.rank for pair in factors.values()))
+    return replace(start + lora, provenance={"align": summary})

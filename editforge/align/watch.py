@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from editforge.align.adapter import Adapter
 from editforge.align.denoiser import Denoiser
 from editforge.align.options import LoraOptions, check_tracker
 from editforge.align.prompts import Prompts
+from editforge.align.rows import Student
 from editforge.families.draw import Sampler, sample
 from editforge.recipe.contract import Context
 
@@ -47,7 +47,7 @@ class Watch:
         options: LoraOptions,
         context: Context,
         denoiser: Denoiser,
-        adapter: Adapter,
+        adapter: Student,
         prompts: Prompts,
     ) -> None:
         self._adapter, self._denoiser = adapter, denoiser
