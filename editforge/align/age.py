@@ -236,7 +236,7 @@ def candidates_of(
     states, pooled = [], []
     for template in templates:
         texts = [filled(template, word) for word in words]
-        for text in texts:
+        for text in filter(None, texts):  # nothing is a target too
             context.model.encoder.check(text)
         found = denoiser.encode(texts)
         states.append(torch.stack([text.states for text in found]))
@@ -247,14 +247,7 @@ def candidates_of(
 
 def _words(concept: Concept, inputs: AlignInputs, config: AgeConfig) -> list[str]:
     if config.mixture == "fixed":
-        target = inputs.targets.of(concept.name).target
-        if not target:
-            raise EditError(
-                f"{concept.name!r} has no target that could be trained towards",
-                got="an empty target",
-                next="--target TEXT",
-            )
-        return [target]
+        return [inputs.targets.of(concept.name).target]
     erased = {fold(n) for other in inputs.concepts for n in erased_names(other, inputs)}
     erased |= {fold(word) for word in kin(inputs)}
     near = inputs.neighbors.of(concept.name)

@@ -10,7 +10,7 @@ back. Jang et al., arXiv 1611.01144; as AGE's target, arXiv 2501.18950; methods.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -117,8 +117,8 @@ class Mixture(nn.Module):
 
     @torch.no_grad()
     def settled(self, concept: str) -> Tensor:
-        """The shares that the logits alone say, without noise, at temperature 1, (n,)."""
-        return self.pi(concept).softmax(dim=0).cpu()
+        """The shares without noise, (n,)."""
+        return (self.pi(concept) / self._temperature).softmax(dim=0).cpu()
 
     def leading(self, concept: str, count: int = 5) -> list[tuple[str, float]]:
         """The words with the largest shares, largest first."""
@@ -126,8 +126,3 @@ class Mixture(nn.Module):
         words = self.candidates[concept].words
         pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         return [(words[at], round(share, 6)) for at, share in pairs]
-
-
-def candidate_words(found: Sequence[str], count: int, also: str | None) -> tuple[str, ...]:
-    """The first `count` words; `also` one more, as code that does not exclude the concept would."""
-    return (*found[:count], *([also] if also else []))
