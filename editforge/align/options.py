@@ -72,6 +72,11 @@ class LoraOptions(StageConfig):
         None, description="tensorboard: losses and grids into the run's log; needs the extra."
     )
 
+    @property
+    def leaves_dense(self) -> bool:
+        """Parameters trained whole have biases, and convolutions, too."""
+        return self.train != "lora"
+
     def check_early(self, concepts: tuple[Concept, ...]) -> None:
         """A tracker that is asked for must be installed."""
         check_tracker(self.tracker)

@@ -57,6 +57,11 @@ class StageConfig(BaseModel):
         """
         return None
 
+    @property
+    def leaves_dense(self) -> bool:
+        """Of an edit or align: whether it changes what no low-rank factor holds."""
+        return False
+
     def foreseen(self, names: int, width: int) -> Mapping[str, float]:
         """Of an edit: numbers of its checks that can be told before the solve, for `--dry-run`.
 

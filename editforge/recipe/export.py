@@ -79,6 +79,7 @@ class Exporter(ABC):
         tags: of the card, behind `concept-erasure` and `editforge`; the family's own follows, and
             those of the kind `template:...` stand behind it.
         is_folder: a user loads the folder, not one file of it.
+        holds_dense: it can write changes that are no low-rank factors.
     """
 
     name: ClassVar[str]
@@ -86,6 +87,7 @@ class Exporter(ABC):
     relation: ClassVar[str] = "adapter"
     tags: ClassVar[tuple[str, ...]] = ()
     is_folder: ClassVar[bool] = False
+    holds_dense: ClassVar[bool] = True
 
     @abstractmethod
     def usage(self) -> str:

@@ -15,7 +15,7 @@ from editforge.families.schema import load_family
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import filled, fold
 from editforge.ground.places import is_hub_id
-from editforge.package.exports import check_exports
+from editforge.package.exports import check_dense, check_exports
 from editforge.recipe.line import LINE
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def check(recipe: Recipe) -> None:
     _check_earlier(recipe)
     for config in stages_of(recipe):
         config.check_early(recipe.concepts)
+        if config.leaves_dense:
+            check_dense(recipe.package.export)
 
 
 def check_model(recipe: Recipe, model: Described) -> None:

@@ -57,3 +57,21 @@ def check_accepted(eraser: type, exports: Sequence[str]) -> None:
             allowed=accepted,
             next=f"one that does: {takers}" if takers else "register one: docs/extending.md",
         )
+
+
+def check_dense(exports: Sequence[str]) -> None:
+    """Refuse an export that cannot hold changes that are no low-rank factors.
+
+    Raises:
+        PackageError: with those that can.
+    """
+    for name in exports:
+        if not exporter(name).holds_dense:
+            raise PackageError(
+                f"the export {name} holds low-rank factors alone, and whole parameters are trained",
+                got="align.train other than lora",
+                allowed=", ".join(
+                    n for n in registry.known(registry.EXPORT) if exporter(n).holds_dense
+                ),
+                next="--export unet, or --set align.train=lora",
+            )

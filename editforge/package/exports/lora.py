@@ -30,6 +30,7 @@ class Lora(StockExporter):
 
     name = "lora"
     tags = ("lora", "template:sd-lora")
+    holds_dense = False
 
     def write(
         self, model: BaseModel, eraser: WeightEdit, folder: Path, title: str, dtype: str
