@@ -14,6 +14,7 @@ Models: the embedded one, and a denoiser with the shape of Stable Diffusion 1.4 
 
     python benchmarks/align_speed.py                                  # all rows, a Markdown table
     python benchmarks/align_speed.py --model sd14 --batch 1 --steps 6 # one row
+    python benchmarks/align_speed.py --game                           # AGE's two turns instead
 """
 
 from __future__ import annotations
@@ -166,6 +167,90 @@ def measure(name: str, batch: int, steps: int, precision: str, only: str | None)
     }
 
 
+def measure_game(name: str, batch: int, steps: int, precision: str) -> dict:
+    """A turn of each player of `align: age` against its floor: its own rows, made beforehand."""
+    import torch
+
+    from editforge.align.age import AgeConfig, candidates_of, scale_of, turns_of
+    from editforge.align.mixture import Mixture
+    from editforge.align.train import Loop, Opponent, prepared
+    from editforge.artifacts.concepts import Concept
+    from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
+    from editforge.artifacts.targets import Target, Targets
+    from editforge.artifacts.weight_edit import WeightEdit
+    from editforge.families.live import LiveModel
+    from editforge.recipe.contract import AlignInputs, Context
+
+    torch.set_num_threads(int(os.environ.get("THREADS", os.cpu_count() or 1)))
+    pipe, family = pipeline(name)
+    context = Context(LiveModel(pipe, family))
+    words = ("guitar", "trumpet", "piano", "drum", "horse", "snake", "banana", "hammer")
+    near = tuple(
+        Neighbor(word=w, role="preserve", candidate=True, similarity=0.5, displacement=1.0)
+        for w in words
+    )
+    concept = Concept(name="violin")
+    inputs = AlignInputs(
+        (concept,),
+        Targets(concepts=(Target(concept="violin", target="trumpet"),)),
+        Neighbors(concepts=(Neighborhood(concept="violin", words=near),)),
+        WeightEdit({}, exact_rank=0),
+    )
+    few = name != "emoji"
+    config = AgeConfig(
+        batch=batch,
+        precision=precision,
+        erase_runs=1 if few else 16,
+        lead_runs=1 if few else 8,
+        kept_times=2,
+        sample_steps=2 if few else 8,
+        pi_lr=1e-6,  # nobody else comes to lead while this is timed
+    )
+    with prepared(inputs, config, context) as (denoiser, model, prompts):
+        own = candidates_of(concept, inputs, config, prompts, denoiser, context)
+        mixture = Mixture({"violin": own}, temperature=0.1, hard=False, topk=2, seed=0)
+        turns = turns_of(config, scale_of(config.space, denoiser))
+        against = Opponent(mixture, config.pi_lr, config.quiet_from, config.lead_runs)
+        loop = Loop(config, turns, context, denoiser, model, prompts, against)
+        loop.draw()
+        floors: tuple[list[float], ...] = ([], [])
+        whole: tuple[list[float], ...] = ([], [])
+        loop.step(0)  # draws the latents of the candidate that leads
+        for step in range(1, 2 * steps + 5):
+            turn = turns[step % 2]
+            for other, player in loop.state.players.items():
+                player.opened(other == turn.player)
+            loop.gather.lead()
+            rows = loop.rows(range(step * batch, (step + 1) * batch), turn)
+            start = time.perf_counter()
+            teacher = loop.predict(rows, turn.objective.teacher, turn, grad=bool(turn.teacher))
+            with model.student():
+                student = loop.predict(rows, turn.objective.student, turn, grad=True)
+                turn.objective.parts(teacher, student)["loss"].backward()
+            floors[step % 2].append(time.perf_counter() - start)
+            model.zero_grad()
+            mixture.zero_grad()
+            start = time.perf_counter()
+            loop.step(step)
+            whole[step % 2].append(time.perf_counter() - start)
+    return {
+        player: [median(floors[at][2:]), median(whole[at][2:])]
+        for at, player in enumerate(("model", "mixture"))
+    }
+
+
+def game_table(rows, precision: str) -> None:
+    print(
+        "| model | batch | turn of | floor, ms | step, ms | overhead |\n|---|---|---|---|---|---|"
+    )
+    for name, batch, steps in rows:
+        for player, (floor, step) in measure_game(name, batch, steps, precision).items():
+            over = step / floor - 1
+            print(
+                f"| {name} | {batch} | {player} | {1e3 * floor:.0f} | {1e3 * step:.0f} | {over:+.1%} |"
+            )
+
+
 def table(rows, precision: str) -> None:
     print(
         "| model | batch | floor, ms | step, ms | overhead | peak, MB | with a copy | pool, s a run |\n"
@@ -195,7 +280,12 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--memory", choices=("one", "copy"))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--game", action="store_true", help="AGE's turns instead of RealEra's step")
     args = parser.parse_args()
+    if args.game:
+        asked = ((args.model, args.batch, args.steps),) if args.model else ROWS
+        game_table(asked, args.precision)
+        return
     if args.json or args.memory:
         found = measure(args.model, args.batch, args.steps, args.precision, args.memory)
         print(json.dumps(found))

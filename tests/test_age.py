@@ -110,7 +110,7 @@ class Table:
     def parts(self, turn, samples=(0, 1)):
         for name, player in self.loop.state.players.items():
             player.opened(name == turn.player)
-        self.loop._gather.lead()
+        self.loop.gather.lead()
         rows = self.loop.rows(samples, turn)
         teacher = self.loop.predict(rows, turn.objective.teacher, turn, grad=bool(turn.teacher))
         with self.model.student():

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -119,6 +120,39 @@ def test_two_processes_train_the_lora_of_one(one, two):
     lora = norm(alone + start.scaled(-1.0))
     assert lora > 1e-3
     assert norm(alone + shared.scaled(-1.0)) < 1e-3 * lora
+
+
+GAME = (
+    "align={use: age, steps: 10, batch: 3, rank: 2, precision: fp32, save_every: 5, pi_lr: 0.3, "
+    "erase_runs: 2, keep_runs: 1, kept_times: 2, sample_steps: 4, lead_runs: 2, temperature: 1.0}"
+)
+
+
+def test_two_processes_play_the_game_of_one(tmp_path):
+    """They draw the same noise for the same samples, so they learn the same targets."""
+    words = ("guitar", "trumpet", "piano", "house", "dog", "cat")
+    found = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        (folder / "words.txt").write_text("\n".join(words) + "\n")
+        mined = "mine={use: vocabulary, words: words.txt, skip_top: 0, min_variant_similarity: 2.0}"
+        asked = line(GAME)
+        sets = ("--set", mined, "--set", "edit=null")
+        done = (
+            launch(folder, *asked, *sets, count=count)
+            if count > 1
+            else editforge(*asked, *sets, cwd=folder)
+        )
+        assert (done.returncode if count > 1 else done.code) == 0, done
+        told = json.loads((folder / "run/log/align/trajectory.json").read_text())
+        found.append((load_edit(folder / "run"), told["led"]))
+    (alone, own), (shared, theirs) = found
+    assert [row["word"] for row in own["violin"]] == [row["word"] for row in theirs["violin"]]
+    targets = [edit.provenance["align"]["targets"]["violin"] for edit in (alone, shared)]
+    assert [word for word, _ in targets[0]] == [word for word, _ in targets[1]]
+    assert [share for _, share in targets[0]] == pytest.approx([s for _, s in targets[1]], rel=1e-3)
+    assert norm(alone + shared.scaled(-1.0)) < 1e-3 * norm(alone)
 
 
 def test_one_of_two_processes_speaks(two):

@@ -172,10 +172,10 @@ class Loop:
         others = {}
         if against is not None:
             others[MIXTURE] = Player(dict(against.mixture.named_parameters()), against.lr)
-        self._gather = Gatherer(options, context, denoiser, adapter, prompts, self.mixture)
+        self.gather = Gatherer(options, context, denoiser, adapter, prompts, self.mixture)
         if against is not None:
-            self._gather.lead_runs = against.lead_runs
-            self._gather.noise = lambda step: _noise(step / self.steps, against.quiet_from)
+            self.gather.lead_runs = against.lead_runs
+            self.gather.noise = lambda step: _noise(step / self.steps, against.quiet_from)
         self._names = turns[0].objective.names
         self.state = State(
             dict(adapter.named_parameters()),
@@ -222,14 +222,14 @@ class Loop:
     def draw(self) -> None:
         """The pool: noisy latents of every branch that an objective reads."""
         branches = [branch for turn in self._turns for branch in turn.objective.branches]
-        self._gather.draw(list(dict.fromkeys(branches)))
+        self.gather.draw(list(dict.fromkeys(branches)))
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step on the samples of `step`; the global means of the loss parts."""
         options, team, adapter = self._options, self._context.team, self.adapter
         turn = self._turns[step % len(self._turns)]
         self.state.begin()
-        self._gather.lead()
+        self.gather.lead()
         first = step * options.batch
         own = list(range(first + team.rank, first + options.batch, team.size))
         sums = torch.zeros(len(self._names), device=self.denoiser.device)
@@ -257,7 +257,7 @@ class Loop:
 
     def rows(self, samples: Sequence[int], turn: Turn | None = None) -> Rows:
         """Latents, times and texts of some samples, by their global indices."""
-        return self._gather.rows(samples, (turn or self._turns[0]).objective)
+        return self.gather.rows(samples, (turn or self._turns[0]).objective)
 
     def predict(
         self, rows: Rows, wanted: Sequence[Row], turn: Turn | None = None, *, grad: bool
