@@ -1,0 +1,335 @@
+"""What a table of outcomes says: is damage local, is it one-sided, who is weak, could text have told?
+
+Pure functions of the table and of the text side; no model and no picture. A pair counts if its two
+concepts are not one thing to the judge and the base draws the measured one at all. Every number has an
+interval, and what cannot be told says why.
+
+Known failure: concepts are resampled as erased ones alone, so the intervals speak of other erasures of
+these concepts, not of other concepts. A concept that the base draws seldom cannot lose much; pairs with
+one are compared all the same, and `reliable` gives the correlation without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from editforge.artifacts.report import Estimate, Number
+from editforge.evaluate import metrics
+from editforge.graph.intervals import Floats, Indices, apart, change, crossed, over_rows, spearman
+
+UNRELIABLE = 0.8  # base presence under which a concept is flagged, methods.md 3.3
+DROPS = 0.1  # a loss that counts as one
+_BINS = 5
+_PERMUTATIONS = 1000
+_LISTED = 10
+_ERASED = "erased concepts"
+
+
+class Frozen(BaseModel):
+    """Plain data, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Bin(Frozen):
+    """Pairs of about one text distance (1 - similarity), and what is lost there on average."""
+
+    nearest: Number
+    farthest: Number
+    pairs: int
+    damage: Estimate
+
+
+class Locality(Frozen):
+    """Is damage where text is near? `correlation` is of similarity with damage: positive is local.
+
+    `reliable` is the same over measured concepts that the base draws in 80 % of its pictures.
+    `same_group` and `other_group` are mean damages, `gap` their difference; undefined without groups.
+    """
+
+    correlation: Estimate
+    reliable: Estimate
+    bins: tuple[Bin, ...]
+    same_group: Estimate
+    other_group: Estimate
+    gap: Estimate
+
+
+class OneSided(Frozen):
+    """A pair whose two damages differ: erasing `hurts` costs `hurt` more than the reverse."""
+
+    hurts: str
+    hurt: str
+    difference: Number
+    lo: Number
+    hi: Number
+
+
+class Asymmetry(Frozen):
+    """|Delta(e, v) - Delta(v, e)| against what noise alone gives.
+
+    `by_chance` and `by_chance_most` are mean and 97.5 % quantile of the mean over all pairs if the
+    pictures of both directions are shuffled within each pair; `p` is the share of shuffles with as much.
+    `clear` pairs have a 95 % interval without 0; by chance up to one pair in twenty has.
+    """
+
+    pairs: int
+    mean: Number | None
+    by_chance: Number | None
+    by_chance_most: Number | None
+    p: Number | None
+    clear: int
+    strongest: tuple[OneSided, ...]
+
+
+class Weak(Frozen):
+    """Who drops whatever is erased: mean loss clearly above 0, and 10 % lost in half of the erasures.
+
+    `correlation` is of base presence with mean incoming damage over concepts: negative if the weak drop.
+    """
+
+    concepts: tuple[str, ...]
+    correlation: Estimate
+
+
+class Proxy(Frozen):
+    """Rank correlation of |leak|, which text alone gives, with measured damage; see `graph/text.py`."""
+
+    correlation: Estimate
+    reliable: Estimate
+
+
+class Findings(Frozen):
+    """All of them; `damage` is the mean over pairs, `clear` counts pairs whose interval is above 0."""
+
+    pairs: int
+    damage: Estimate
+    clear: int
+    locality: Locality
+    asymmetry: Asymmetry
+    weak: Weak
+    proxy: Proxy
+
+
+@dataclass(frozen=True)
+class Table:
+    """What findings are made of.
+
+    Args:
+        names: of n concepts.
+        base: (n, k) 0/1, the base's pictures show their concept.
+        lost: (n, n, k): base minus edited; row erased, column measured.
+        same: (n, n) bool: one thing to the judge, the diagonal included.
+        similarity: (n, n) of the texts.
+        leak: (n, n) of the texts.
+        groups: of each concept; None: unknown.
+    """
+
+    names: tuple[str, ...]
+    base: Floats
+    lost: Floats
+    same: NDArray[np.bool_]
+    similarity: Floats
+    leak: Floats
+    groups: Sequence[str | None]
+
+    @property
+    def counts(self) -> NDArray[np.bool_]:
+        """(n, n): the pairs that are compared."""
+        return ~self.same & (self.base.mean(axis=1) > 0)[None]
+
+    @property
+    def reliable(self) -> NDArray[np.bool_]:
+        """Those of them whose measured concept the base draws well."""
+        return self.counts & (self.base.mean(axis=1) >= UNRELIABLE)[None]
+
+    def incoming(self, measured: int, seed: int) -> Estimate:
+        """What a concept loses on average over the erasures of others."""
+        return crossed(self.lost[~self.same[:, measured], measured], seed=seed)
+
+    def outgoing(self, erased: int, seed: int) -> Estimate:
+        """What the concepts that the base draws lose on average when this one is erased."""
+        others = self.lost[erased, self.counts[erased]]
+        return metrics.mean(list(others), seed=seed, unit="concepts, then images")
+
+
+def edges(table: Table, seed: int) -> dict[tuple[int, int], Estimate]:
+    """(erased, measured) to damage, for all that are two things; each pair has a key of its own."""
+    n = len(table.names)
+    return {
+        (e, v): change(table.lost[e, v], np.zeros_like(table.lost[e, v]), seed=seed + e * n + v)
+        for e in range(n)
+        for v in range(n)
+        if not table.same[e, v]
+    }
+
+
+def find(table: Table, damages: dict[tuple[int, int], Estimate], seed: int) -> Findings:
+    """All findings.
+
+    Args:
+        table: the outcomes.
+        damages: what `edges` gave.
+        seed: of resampling and shuffling.
+    """
+    clear = [
+        damages[e, v] for e, v in damages if table.counts[e, v] and (damages[e, v].lo or 0) > 0
+    ]
+    return Findings(
+        pairs=int(table.counts.sum()),
+        damage=_mean(table, table.counts, seed),
+        clear=len(clear),
+        locality=_locality(table, seed),
+        asymmetry=_asymmetry(table, damages, seed),
+        weak=_weak(table, seed),
+        proxy=Proxy(
+            correlation=_correlation(table, np.abs(table.leak), table.counts, seed),
+            reliable=_correlation(table, np.abs(table.leak), table.reliable, seed),
+        ),
+    )
+
+
+def _locality(table: Table, seed: int) -> Locality:
+    alike = [[g is not None and g == other for other in table.groups] for g in table.groups]
+    known = np.array([group is not None for group in table.groups])
+    same = np.array(alike, bool) & table.counts
+    other = ~np.array(alike, bool) & table.counts & known[:, None] & known
+    return Locality(
+        correlation=_correlation(table, table.similarity, table.counts, seed),
+        reliable=_correlation(table, table.similarity, table.reliable, seed),
+        bins=_bins(table, seed),
+        same_group=_mean(table, same, seed, "no two concepts of one known group"),
+        other_group=_mean(table, other, seed, "no two known groups"),
+        gap=_gap(table, same, other, seed),
+    )
+
+
+def _bins(table: Table, seed: int) -> tuple[Bin, ...]:
+    """Pairs in order of distance, cut into about equally many."""
+    distance = 1 - table.similarity
+    pairs = np.argwhere(table.counts)
+    order = pairs[np.argsort(distance[tuple(pairs.T)], kind="stable")]
+    found = []
+    for own in np.array_split(order, min(_BINS, len(order) // 2 or 1)):
+        if not len(own):
+            continue
+        mask = np.zeros_like(table.counts)
+        mask[tuple(own.T)] = True
+        near, far = distance[mask].min(), distance[mask].max()
+        damage = _mean(table, mask, seed)
+        found.append(Bin(nearest=near, farthest=far, pairs=len(own), damage=damage))
+    return tuple(found)
+
+
+def _asymmetry(table: Table, damages: dict[tuple[int, int], Estimate], seed: int) -> Asymmetry:
+    n = len(table.names)
+    pairs = [
+        (e, v)
+        for e in range(n)
+        for v in range(e + 1, n)
+        if table.counts[e, v] and table.counts[v, e]
+    ]
+    sided = []
+    for e, v in pairs:
+        lo, hi = apart(damages[e, v], damages[v, e])
+        gap = (damages[e, v].value or 0) - (damages[v, e].value or 0)
+        if gap < 0:
+            e, v, gap, lo, hi = v, e, -gap, -hi, -lo
+        names = table.names[e], table.names[v]
+        sided.append(OneSided(hurts=names[0], hurt=names[1], difference=gap, lo=lo, hi=hi))
+    clear = [one for one in sided if one.lo > 0]
+    clear.sort(key=lambda one: (-one.difference, one.hurts, one.hurt))
+    mean = chance = most = p = None
+    if pairs:
+        mean, chance, most, p = _shuffled(table, pairs, seed)
+    return Asymmetry(
+        pairs=len(pairs),
+        mean=mean,
+        by_chance=chance,
+        by_chance_most=most,
+        p=p,
+        clear=len(clear),
+        strongest=tuple(clear[:_LISTED]),
+    )
+
+
+def _shuffled(
+    table: Table, pairs: list[tuple[int, int]], seed: int
+) -> tuple[float, float, float, float]:
+    """Mean |a - b|, its mean and 97.5 % quantile under exchange within pairs, and the test's p."""
+    e, v = np.array(pairs).T
+    both = np.concatenate([table.lost[e, v], table.lost[v, e]], axis=1)  # (pairs, 2k)
+    k = both.shape[1] // 2
+
+    def mean_gap(rows: Floats) -> float:
+        return float(np.abs(rows[:, :k].mean(axis=1) - rows[:, k:].mean(axis=1)).mean())
+
+    generator = np.random.Generator(np.random.PCG64(seed))
+    own = mean_gap(both)
+    drawn = np.array([mean_gap(generator.permuted(both, axis=1)) for _ in range(_PERMUTATIONS)])
+    p = (1 + int((drawn >= own - 1e-12).sum())) / (1 + _PERMUTATIONS)
+    return own, float(drawn.mean()), float(np.percentile(drawn, 97.5)), p
+
+
+def _weak(table: Table, seed: int) -> Weak:
+    drawn = np.flatnonzero(table.base.mean(axis=1) > 0)
+    found = []
+    for v in drawn:
+        incoming = table.incoming(int(v), seed)
+        own = table.lost[~table.same[:, v], v].mean(axis=1)  # (erasures,)
+        often = len(own) > 0 and (own >= DROPS).mean() >= 0.5
+        if often and (incoming.lo or 0) > 0:
+            found.append((-(incoming.value or 0), table.names[v]))
+    presence = table.base[drawn].mean(axis=1)
+    means = np.array([table.lost[~table.same[:, v], v].mean() for v in drawn])
+
+    def correlated(rows: Indices) -> float | None:
+        return spearman(presence[rows], means[rows])
+
+    return Weak(
+        concepts=tuple(name for _, name in sorted(found)),
+        correlation=over_rows(correlated, len(drawn), "concepts", len(drawn), seed=seed),
+    )
+
+
+def _correlation(table: Table, x: Floats, mask: NDArray[np.bool_], seed: int) -> Estimate:
+    """Spearman over the pairs of a mask, erased concepts resampled."""
+    damage = table.lost.mean(axis=2)
+    rows = np.flatnonzero(mask.any(axis=1))
+    xs, ys = [x[e, mask[e]] for e in rows], [damage[e, mask[e]] for e in rows]
+
+    def correlated(chosen: Indices) -> float | None:
+        return spearman(*(np.concatenate([own[i] for i in chosen]) for own in (xs, ys)))
+
+    return over_rows(correlated, len(rows), _ERASED, int(mask.sum()), seed=seed)
+
+
+def _mean(table: Table, mask: NDArray[np.bool_], seed: int, why: str = "no pairs") -> Estimate:
+    """Mean damage over the pairs of a mask; erased concepts are resampled, then their pairs."""
+    damage = table.lost.mean(axis=2)
+    rows = [damage[e, mask[e]] for e in np.flatnonzero(mask.any(axis=1))]
+    unit = f"{_ERASED}, then pairs"
+    return metrics.mean(rows, seed=seed, unit=unit) if rows else Estimate.undefined(why, unit)
+
+
+def _gap(table: Table, same: NDArray[np.bool_], other: NDArray[np.bool_], seed: int) -> Estimate:
+    damage = table.lost.mean(axis=2)
+    totals = np.stack([(damage * mask).sum(axis=1) for mask in (same, other)])  # (2, n)
+    counts = np.stack([mask.sum(axis=1) for mask in (same, other)])
+
+    def gap(rows: Indices) -> float | None:
+        pairs = counts[:, rows].sum(axis=1)
+        if not pairs.all():
+            return None
+        means = totals[:, rows].sum(axis=1) / pairs
+        return float(means[0] - means[1])
+
+    found = over_rows(gap, len(table.names), _ERASED, int((same | other).sum()), seed=seed)
+    if found.value is None and not (same.any() and other.any()):
+        return Estimate.undefined("no two known groups with two concepts", _ERASED)
+    return found
