@@ -30,9 +30,6 @@ def heatmap(graph: Graph) -> Any:
     axes.set_yticks(range(n), [node.name for node in nodes], fontsize=9, color=INK)
     poor = any(node.unreliable for node in nodes)
     axes.set_xlabel("measured" + " (* the base draws it under 80 %)" * poor)
-        "measured"
-        + (" (* the base draws it under 80 %)" if any(node.unreliable for node in nodes) else "")
-    )
     axes.set_ylabel("erased")
     axes.tick_params(length=0)
     for spine in axes.spines.values():
