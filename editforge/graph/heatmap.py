@@ -11,6 +11,7 @@ from editforge.graph.graph import Graph
 from editforge.graph.layout import ordered
 
 _NUMBERED = 32  # concepts up to which the cells have numbers
+_LARGE = 48  # concepts from which the cells are small
 
 
 def heatmap(graph: Graph) -> Any:
@@ -19,15 +20,17 @@ def heatmap(graph: Graph) -> Any:
     nodes = [graph.nodes[index] for index in order]
     n = len(order)
     damage = graph.matrix()[np.ix_(order, order)]
-    side = max(5.5, 0.36 * n + 2.6)
+    small = n > _LARGE
+    side = max(5.5, (0.16 if small else 0.36) * n + 2.6)
+    letters = 5.5 if small else 9
     figure = new_figure(side + 1.0, side)
     axes = figure.add_subplot()
     most = max(0.3, float(np.nanmax(np.abs(damage)))) if np.isfinite(damage).any() else 1.0
     axes.set_facecolor("#f1f3f4")
     image = axes.imshow(damage, cmap="RdBu_r", vmin=-most, vmax=most)
     names = [f"{node.name}{' *' if node.unreliable else ''}" for node in nodes]
-    axes.set_xticks(range(n), names, rotation=90, fontsize=9, color=INK)
-    axes.set_yticks(range(n), [node.name for node in nodes], fontsize=9, color=INK)
+    axes.set_xticks(range(n), names, rotation=90, fontsize=letters, color=INK)
+    axes.set_yticks(range(n), [node.name for node in nodes], fontsize=letters, color=INK)
     poor = any(node.unreliable for node in nodes)
     axes.set_xlabel("measured" + " (* the base draws it under 80 %)" * poor)
     axes.set_ylabel("erased")
@@ -56,7 +59,8 @@ def heatmap(graph: Graph) -> Any:
         axes.text(
             index, index, own, ha="center", va="center", fontsize=7.5, color=SOFT, style="italic"
         )
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.02, format=lambda x, _: f"{x:.0%}")
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.02)
+    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     bar.outline.set_visible(False)
     title = "Damage in % of pictures, none where empty\n"
     axes.set_title(title + "gray: still drawn after its own erasure", fontsize=10, loc="left")

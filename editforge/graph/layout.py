@@ -57,10 +57,12 @@ def spread(points: Floats, sizes: Floats, room: Sequence[float]) -> Floats:
         if not len(touching):
             break
         for i, j in touching:
-            axis = int(overlap[i, j].argmin())
-            push = (overlap[i, j, axis] / 2 + _TOUCH) * (
-                1 if places[j, axis] >= places[i, axis] else -1
-            )
+            gap = places[j] - places[i]
+            over = needed[i, j] - np.abs(gap)  # an earlier push of this round may have parted them
+            if (over <= 0).any():
+                continue
+            axis = int((over / needed[i, j]).argmin())
+            push = (over[axis] / 2 + _TOUCH) * (1 if gap[axis] >= 0 else -1)
             places[i, axis] -= push
             places[j, axis] += push
         places = np.clip(places, low, high)

@@ -12,6 +12,7 @@ from editforge.graph.graph import Graph
 from editforge.graph.layout import placed, spread
 
 _GROUPS = ("#aecbfa", "#fde293", "#a8dab5", "#f6aea9", "#d7aefb", "#a1e4f2", "#fdcfb2", "#e6c9a8")
+_ARROWS = 150  # more hide the names
 _UNKNOWN = "#e8eaed"
 
 
@@ -56,7 +57,8 @@ def network(graph: Graph) -> Any:
     figure.canvas.draw()  # gives every box its place, where arrows end
     at = {name: index for index, name in enumerate(graph.names)}
     shown = [edge for edge in graph.edges if edge.clear and edge.damage >= DROPS]
-    for edge in sorted(shown, key=lambda edge: edge.damage):
+    shown.sort(key=lambda edge: (edge.damage, edge.erased, edge.measured))
+    for edge in shown[-_ARROWS:]:
         start, end = at[edge.erased], at[edge.measured]
         axes.annotate(
             "",
@@ -77,6 +79,9 @@ def network(graph: Graph) -> Any:
         )
     title = f"An arrow leads from the erased concept to what loses at least {DROPS:.0%}"
     axes.text(24, height - 24, title, va="top", fontsize=13, color=INK)
+    if len(shown) > _ARROWS:
+        more = f"The {_ARROWS} strongest of {len(shown)}."
+        axes.text(24, height - 48, more, va="top", fontsize=11, color=SOFT)
     if not shown:
         axes.text(24, height - 48, "None does, clear of zero.", va="top", fontsize=11, color=SOFT)
     keys: list[Any] = [Patch(facecolor=c, edgecolor=SOFT, label=g) for g, c in colors.items()]
