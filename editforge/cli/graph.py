@@ -23,6 +23,9 @@ def graph(
     preset: Annotated[
         str | None, typer.Option(help="A named block of the method's values.")
     ] = None,
+    target: Annotated[
+        str | None, typer.Option(help='What each becomes; "" is nothing. Chosen if left out.')
+    ] = None,
     images: Annotated[int, typer.Option(help="Of each concept, by each model.")] = 16,
     model: Annotated[
         str | None, typer.Option(help="emoji, a Hub id, a pipeline folder, a .safetensors file.")
@@ -47,7 +50,7 @@ def graph(
 
       editforge graph violin umbrella bicycle --output runs/graph
 
-      editforge graph spider frog dolphin --method uce --set target.text= --output runs/uce
+      editforge graph spider frog dolphin --method uce --target "" --output runs/uce
 
       editforge graph --words all --images 8 --output runs/all
     """
@@ -67,6 +70,8 @@ def graph(
     overrides: dict[str, Any] = {"model": given} if given else {}
     if judge is not None:
         overrides["evaluate"] = {"judge": None if judge == "none" else judge}
+    if target is not None:
+        overrides["target"] = {"use": "fixed", "text": target}
     if seed is not None:
         overrides["seed"] = seed
     found = measure(

@@ -57,7 +57,7 @@ def measure(
         method: a method name or a recipe file.
         preset: a named block of the method's values.
         options: `stage.key=value` texts, as `--set` takes them.
-        overrides: recipe keys, as `model`, `seed`, `evaluate`.
+        overrides: recipe keys, as `model`, `seed`, `evaluate`, `target`.
         images: pictures of each concept by each model. More: narrower intervals.
         progress: bars on stderr.
         say: takes one line for the user.
@@ -70,6 +70,8 @@ def measure(
 
     Known failure: with few pictures a small damage is not told from none; the interval says so.
     """
+
+    concepts = [concepts] if isinstance(concepts, str) else list(concepts)
 
     def asked(names: Sequence[str]) -> Recipe:
         rows = [{"name": name, "kind": kind} for name in names]

@@ -98,10 +98,14 @@ class Weak(Frozen):
 
 
 class Proxy(Frozen):
-    """Rank correlation of |leak|, which text alone gives, with measured damage; see `graph/text.py`."""
+    """Rank correlation of |leak|, which text alone gives, with measured damage; see `graph/text.py`.
+
+    `unheld` is of the leak that knows no preserved words: the edit as it would be without them.
+    """
 
     correlation: Estimate
     reliable: Estimate
+    unheld: Estimate
 
 
 class Findings(Frozen):
@@ -127,6 +131,7 @@ class Table:
         same: (n, n) bool: one thing to the judge, the diagonal included.
         similarity: (n, n) of the texts.
         leak: (n, n) of the texts.
+        unheld: (n, n) of the texts, with nothing preserved.
         groups: of each concept; None: unknown.
     """
 
@@ -136,6 +141,7 @@ class Table:
     same: NDArray[np.bool_]
     similarity: Floats
     leak: Floats
+    unheld: Floats
     groups: Sequence[str | None]
 
     @property
@@ -185,11 +191,12 @@ def find(table: Table, damages: dict[tuple[int, int], Estimate], seed: int) -> F
         damage=_mean(table, table.counts, seed),
         clear=len(clear),
         locality=_locality(table, seed),
-        asymmetry=_asymmetry(table, damages, seed),
+        asymmetry=_asymmetry(table, seed),
         weak=_weak(table, seed),
         proxy=Proxy(
             correlation=_correlation(table, np.abs(table.leak), table.counts, seed),
             reliable=_correlation(table, np.abs(table.leak), table.reliable, seed),
+            unheld=_correlation(table, np.abs(table.unheld), table.counts, seed),
         ),
     )
 
@@ -226,7 +233,7 @@ def _bins(table: Table, seed: int) -> tuple[Bin, ...]:
     return tuple(found)
 
 
-def _asymmetry(table: Table, damages: dict[tuple[int, int], Estimate], seed: int) -> Asymmetry:
+def _asymmetry(table: Table, seed: int) -> Asymmetry:
     n = len(table.names)
     pairs = [
         (e, v)
@@ -236,12 +243,18 @@ def _asymmetry(table: Table, damages: dict[tuple[int, int], Estimate], seed: int
     ]
     sided = []
     for e, v in pairs:
-        lo, hi = apart(damages[e, v], damages[v, e])
-        gap = (damages[e, v].value or 0) - (damages[v, e].value or 0)
-        if gap < 0:
-            e, v, gap, lo, hi = v, e, -gap, -hi, -lo
-        names = table.names[e], table.names[v]
-        sided.append(OneSided(hurts=names[0], hurt=names[1], difference=gap, lo=lo, hi=hi))
+        if table.lost[v, e].sum() > table.lost[e, v].sum():
+            e, v = v, e
+        gap = apart(table.lost[e, v], table.lost[v, e], seed=seed + e * n + v)
+        sided.append(
+            OneSided(
+                hurts=table.names[e],
+                hurt=table.names[v],
+                difference=gap.value or 0,
+                lo=gap.lo or 0,
+                hi=gap.hi or 0,
+            )
+        )
     clear = [one for one in sided if one.lo > 0]
     clear.sort(key=lambda one: (-one.difference, one.hurts, one.hurt))
     mean = chance = most = p = None

@@ -31,7 +31,7 @@ class Node(Frozen):
         group: as the manifest has it; None: unknown.
         base: share of the base's pictures that show it to all judges: G_0, Wilson interval.
         unreliable: G_0 is under 0.8: what it loses says little.
-        becomes: what its own erasure sends it to.
+        becomes: what its own erasure sends it to; "" is nothing, None: the recipe has no targets.
         drawn: share of the base's pictures that show it to any judge.
         erased: the same after its own erasure.
         incoming: what it loses on average when another is erased.
@@ -42,7 +42,7 @@ class Node(Frozen):
     group: str | None
     base: Estimate
     unreliable: bool
-    becomes: str
+    becomes: str | None
     drawn: Estimate
     erased: Estimate
     incoming: Estimate
@@ -52,7 +52,7 @@ class Node(Frozen):
 class Edge(Frozen):
     """What `measured` loses when `erased` goes: Delta = G_0 - G_e, paired, 95 % interval.
 
-    `similarity` and `leak` are what text alone says of the two.
+    `similarity`, `leak` and `unheld` are what text alone says of the two.
     """
 
     erased: str
@@ -62,6 +62,7 @@ class Edge(Frozen):
     hi: Number
     similarity: Number
     leak: Number
+    unheld: Number
 
     @property
     def clear(self) -> bool:
@@ -164,6 +165,7 @@ def graph_of(request: Request, outcomes: Outcomes, text: Text, model: Any) -> Gr
             hi=damage.hi,
             similarity=text.similarity[e, v],
             leak=text.leak[e, v],
+            unheld=text.unheld[e, v],
         )
         for (e, v), damage in damages.items()
         if damage.value is not None
@@ -200,5 +202,6 @@ def table_of(request: Request, outcomes: Outcomes, text: Text, family: str) -> T
         same=np.array(shared),
         similarity=text.similarity,
         leak=text.leak,
+        unheld=text.unheld,
         groups=[group_of(name, family) for name in names],
     )

@@ -36,12 +36,12 @@ class Seen:
     """One model's pictures of n concepts, k each; both (n, k).
 
     `present`: either judge sees the concept, as for an erased one. `kept`: all do, as for the others.
-    `becomes`: what the erased concept was sent to; of the base, nothing.
+    `becomes`: what the erased concept was sent to; None: nobody says.
     """
 
     present: Bools
     kept: Bools
-    becomes: str = ""
+    becomes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,15 @@ def _quiet(context: Context) -> Context:
     return replace(context, say=warn)
 
 
-def _target(eraser: Eraser) -> str:
+def _target(eraser: Eraser) -> str | None:
     rows = eraser.provenance.get("erased", ())
-    return str(rows[0].get("target") or "") if rows else ""
+    return rows[0].get("target") if rows else None
 
 
 def _line(recipe: Recipe, index: int, base: Seen, seen: Seen) -> str:
     before, after = base.present[index].mean(), seen.present[index].mean()
     others = np.delete(base.kept.mean(axis=1) - seen.kept.mean(axis=1), index)
-    becomes = f" becomes {seen.becomes!r}" if seen.becomes else " is erased"
+    becomes = f" becomes {seen.becomes or 'nothing'!r}"
     return (
         f"{recipe.concepts[0].name!r}{becomes}: drawn {before:.0%} to {after:.0%}; "
         f"the others lose {others.mean():.1%} on average, {others.max():.0%} at most"
@@ -146,7 +146,8 @@ def _write(path: Path, key: str, seen: Seen) -> None:
         "present": torch.from_numpy(seen.present),
         "kept": torch.from_numpy(seen.kept),
     }
-    write_safetensors(path, tensors, {"key": key, "becomes": seen.becomes})
+    becomes = {} if seen.becomes is None else {"becomes": seen.becomes}
+    write_safetensors(path, tensors, {"key": key, **becomes})
 
 
 def _read(path: Path, key: str, concepts: int) -> Seen | None:
@@ -162,4 +163,4 @@ def _read(path: Path, key: str, concepts: int) -> Seen | None:
     if header.get("key") != key or not whole:
         return None
     present, kept = (found[name].numpy() for name in ("present", "kept"))
-    return Seen(present, kept, header.get("becomes", ""))
+    return Seen(present, kept, header.get("becomes"))

@@ -83,7 +83,7 @@ def _findings(graph: Graph) -> Iterable[str]:
         f"**Text alone**: |leak| of `target: adaptive` and measured damage correlate by rank "
         f"{_number(proxy.correlation)}"
         f"{_reading(proxy.correlation, 'it foretells something', 'it misleads')}; over well-drawn "
-        f"concepts {_number(proxy.reliable)}."
+        f"concepts {_number(proxy.reliable)}; with no word preserved in it {_number(proxy.unheld)}."
     )
     poor = [node.name for node in graph.nodes if node.unreliable]
     if poor:
@@ -102,7 +102,7 @@ def _nodes(graph: Graph) -> str:
             f"{node.name}{' *' if node.unreliable else ''}",
             node.group or "",
             _share(node.base),
-            node.becomes,
+            "nothing" if node.becomes == "" else node.becomes or "",
             f"{_share(node.erased)} ({node.drawn.value:.0%})",
             _share(node.incoming),
             _share(node.outgoing),
@@ -138,10 +138,11 @@ def _edges(graph: Graph) -> str:
             f"{edge.damage:.0%} [{edge.lo:.0%}, {edge.hi:.0%}]",
             f"{edge.similarity:.2f}",
             f"{edge.leak:.3f}",
+            f"{edge.unheld:.3f}",
         )
         for edge in clear[:_EDGES]
     ]
-    return _table(("erased", "what it hurts", "damage", "text similarity", "leak"), rows)
+    return _table(("erased", "what it hurts", "damage", "text similarity", "leak", "unheld"), rows)
 
 
 def _bins(graph: Graph) -> str:

@@ -68,14 +68,15 @@ class Place:
             if kind is None:
                 shutil.rmtree(self.work, ignore_errors=True)
             refused = isinstance(kind, type) and issubclass(kind, EditforgeError)
-            if refused and self._fresh and not self.outcomes.exists():
+            if refused and self._fresh and not list(self.outcomes.glob("erased-*")):
                 self._vanish()
         finally:
             self._lock.release()
 
     def _vanish(self) -> None:
-        """Leave nothing of what was refused at once: the mended command must not meet its request."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        """Leave nothing of what was refused at the first erasure: the mended command must not meet it."""
+        for below in (self.work, self.outcomes):
+            shutil.rmtree(below, ignore_errors=True)
         for name in (REQUEST, ".lock"):
             (self.folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something else lies there by now

@@ -31,10 +31,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Text:
-    """Both (erased, measured); `similarity` is symmetric with ones on its diagonal, `leak` is not."""
+    """Each (erased, measured); `similarity` is symmetric with ones on its diagonal, the others are not.
+
+    `unheld` is the leak with no preserved p in G_0, the mean alone.
+    """
 
     similarity: Floats
     leak: Floats
+    unheld: Floats
 
 
 def read_text(request: Request, context: Context) -> Text:
@@ -49,12 +53,14 @@ def read_text(request: Request, context: Context) -> Text:
     states = model.encoder.encode_words(list(request.names)).double()  # (n, d)
     inner = (states - mean) @ text_metric(model).double() @ (states - mean).T
     sizes = inner.diagonal().clamp(min=1e-30).sqrt()
-    leaks = []
+    leaks: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for c, single in zip(states, request.singles, strict=True):
         near = vocabulary(MineInputs(single.concepts), mined, context).of(single.concepts[0].name)
         kept = [position[word] for word in near.having("preserve") if word in position]
-        P = torch.cat([known.vectors[kept].double(), mean[None]])  # (m, d)
-        G = torch.outer(c, c) + chosen.preserve_weight * (P.T @ P)
-        G.diagonal().add_(chosen.ridge * float(c @ c))
-        leaks.append(states @ torch.linalg.solve(G, c))
-    return Text((inner / sizes[:, None] / sizes).numpy(), torch.stack(leaks).numpy())
+        for rows, into in zip((kept, []), leaks, strict=True):
+            P = torch.cat([known.vectors[rows].double(), mean[None]])  # (m, d)
+            G = torch.outer(c, c) + chosen.preserve_weight * (P.T @ P)
+            G.diagonal().add_(chosen.ridge * float(c @ c))
+            into.append(states @ torch.linalg.solve(G, c))
+    similarity = inner / sizes[:, None] / sizes
+    return Text(similarity.numpy(), *(torch.stack(rows).numpy() for rows in leaks))
