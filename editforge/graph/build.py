@@ -70,7 +70,6 @@ def measure(
 
     Known failure: with few pictures a small damage is not told from none; the interval says so.
     """
-
     concepts = [concepts] if isinstance(concepts, str) else list(concepts)
 
     def asked(names: Sequence[str]) -> Recipe:

@@ -74,7 +74,7 @@ class Place:
             self._lock.release()
 
     def _vanish(self) -> None:
-        """Leave nothing of what was refused at the first erasure: the mended command must not meet it."""
+        """Leave nothing of what the first erasure refused: the mended command must not meet it."""
         for below in (self.work, self.outcomes):
             shutil.rmtree(below, ignore_errors=True)
         for name in (REQUEST, ".lock"):
