@@ -96,6 +96,7 @@ def observe(request: Request, context: Context, place: Place) -> Outcomes:
     if base is None:
         base = Seen(*look(pipe, "base", key, model.drawn_by))
         _write(path, key, base)
+        place.forget_pictures()
     edited = []
     with context.bar(n, "erasing") as bar:
         for index, recipe in enumerate(request.singles):
@@ -108,6 +109,7 @@ def observe(request: Request, context: Context, place: Place) -> Outcomes:
                     answers = look(without, f"without {index + 1} of {n}", key)
                 seen = Seen(*answers, becomes=_target(eraser))
                 _write(path, key, seen)
+                place.forget_pictures()
                 bar.clear()
                 context.say(_line(recipe, index, base, seen))
             edited.append(seen)

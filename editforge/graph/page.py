@@ -168,7 +168,7 @@ def _limits(graph: Graph) -> str:
         "One recipe, one model, one set of held-out prompts: another recipe has another graph.",
         "Intervals of pairs are of the pictures; those of findings resample the erased concepts and "
         "speak of other erasures of these concepts, not of other concepts.",
-        "A negative damage is a gain: pictures that only the edited model draws so that all judges agree.",
+        "A negative damage is a gain: pictures that show it by the edited model alone.",
         "Pairs are many: of those with no damage at all, about one in forty is clear of zero by chance.",
     ]
     if len(graph.judges) == 1:

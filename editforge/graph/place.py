@@ -60,13 +60,15 @@ class Place:
             self._lock.release()
             raise
 
+    def forget_pictures(self) -> None:
+        """What they say is written: a large graph draws gigabytes."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
     def __enter__(self) -> Place:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:
-            if kind is None:
-                shutil.rmtree(self.work, ignore_errors=True)
             refused = isinstance(kind, type) and issubclass(kind, EditforgeError)
             if refused and self._fresh and not list(self.outcomes.glob("erased-*")):
                 self._vanish()
