@@ -19,8 +19,16 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from editforge.artifacts.report import Estimate, Number
-from editforge.evaluate import metrics
-from editforge.graph.intervals import Floats, Indices, apart, change, crossed, over_rows, spearman
+from editforge.graph.intervals import (
+    Floats,
+    Indices,
+    apart,
+    change,
+    crossed,
+    over_rows,
+    pooled,
+    spearman,
+)
 
 UNRELIABLE = 0.8  # base presence under which a concept is flagged, methods.md 3.3
 DROPS = 0.1  # a loss that counts as one
@@ -161,7 +169,7 @@ class Table:
     def outgoing(self, erased: int, seed: int) -> Estimate:
         """What the concepts that the base draws lose on average when this one is erased."""
         others = self.lost[erased, self.counts[erased]]
-        return metrics.mean(list(others), seed=seed, unit="concepts, then images")
+        return pooled(list(others), seed=seed, unit="concepts, then images")
 
 
 def edges(table: Table, seed: int) -> dict[tuple[int, int], Estimate]:
@@ -327,7 +335,9 @@ def _mean(table: Table, mask: NDArray[np.bool_], seed: int, why: str = "no pairs
     damage = table.lost.mean(axis=2)
     rows = [damage[e, mask[e]] for e in np.flatnonzero(mask.any(axis=1))]
     unit = f"{_ERASED}, then pairs"
-    return metrics.mean(rows, seed=seed, unit=unit) if rows else Estimate.undefined(why, unit)
+    if not rows:
+        return Estimate.undefined(why, unit)
+    return pooled(rows, unit=unit, pictures=table.lost.shape[2], seed=seed)
 
 
 def _gap(table: Table, same: NDArray[np.bool_], other: NDArray[np.bool_], seed: int) -> Estimate:

@@ -11,7 +11,7 @@ tables each: `change` lies above 0 in 0 to 3.3 % of them, `apart` excludes 0 in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +37,21 @@ def change(base: ArrayLike, edited: ArrayLike, *, seed: int = 0) -> Estimate:
     if len(lost) and (lost == lost[0]).all():
         return _unanimous(float(lost[0]), len(lost), "paired images")
     return metrics.mean([lost], seed=seed, unit="paired images")
+
+
+def pooled(groups: Sequence[Floats], *, unit: str, pictures: int = 1, seed: int = 0) -> Estimate:
+    """The mean of all entries: groups are resampled, then their entries.
+
+    Args:
+        groups: of entries, one array each.
+        unit: what was resampled.
+        pictures: that each entry is the mean of.
+        seed: of the resampling.
+    """
+    values = np.concatenate([np.ravel(group) for group in groups]) if groups else np.empty(0)
+    if len(values) and (values == values[0]).all():
+        return _unanimous(float(values[0]), len(values) * pictures, unit)
+    return metrics.mean(groups, seed=seed, unit=unit)
 
 
 def crossed(lost: Floats, *, seed: int = 0) -> Estimate:
