@@ -12,7 +12,7 @@ from editforge.evaluate import metrics
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.graph import Graph, measure
-from editforge.graph.findings import Table, edges, find
+from editforge.graph.find import find
 from editforge.graph.graph import graph_of
 from editforge.graph.intervals import apart, change, crossed, spearman
 from editforge.graph.layout import spread
@@ -20,6 +20,7 @@ from editforge.graph.outcomes import Outcomes, Seen
 from editforge.graph.page import page
 from editforge.graph.pictures import PICTURES, draw_pictures
 from editforge.graph.request import request
+from editforge.graph.table import Table, edges
 from editforge.graph.text import read_text
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
 from editforge.recipe.contract import Context, TargetInputs

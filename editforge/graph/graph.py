@@ -12,9 +12,11 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from editforge.artifacts.report import Estimate, Number
 from editforge.evaluate import metrics
-from editforge.graph.findings import UNRELIABLE, Findings, Frozen, Table, edges, find
+from editforge.graph.find import find
+from editforge.graph.findings import Findings, Frozen
 from editforge.graph.outcomes import Outcomes
 from editforge.graph.request import Request, group_of
+from editforge.graph.table import UNRELIABLE, Table, edges
 from editforge.graph.text import Text
 from editforge.ground.disk import read_json, write_json
 from editforge.ground.errors import PackageError

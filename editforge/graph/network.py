@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from editforge.graph.canvas import HURT, INK, SOFT, new_figure
-from editforge.graph.findings import DROPS
+from editforge.graph.find import DROPS
 from editforge.graph.graph import Graph
 from editforge.graph.layout import placed, spread
 
