@@ -10,7 +10,18 @@ from editforge.cli.main import app
 from editforge.cli.output import guarded
 from tests.command import QUICK, UNJUDGED, editforge, fresh
 
-VERBS = ("erase", "run", "evaluate", "package", "push", "verify", "inspect", "doctor", "list")
+VERBS = (
+    "erase",
+    "run",
+    "graph",
+    "evaluate",
+    "package",
+    "push",
+    "verify",
+    "inspect",
+    "doctor",
+    "list",
+)
 HEAVY = ("torch", "diffusers", "transformers", "peft", "huggingface_hub", "numpy")
 PROBE = """
 import sys

@@ -14,6 +14,7 @@ HOUSE = ROOT / "editforge"
 # Top to bottom. A file may import its own folder and every floor below.
 FLOORS = (
     {"", "__main__", "cli"},
+    {"graph"},
     {"run"},
     {"mine", "target", "edit", "align", "guide", "evaluate", "package", "hub"},
     {"registry", "stages"},
@@ -24,7 +25,7 @@ FLOORS = (
     {"emoji"},
     {"ground"},
 )
-ROOMS = FLOORS[2]
+ROOMS = FLOORS[3]
 # What a room may know of recipes: what it registers with, and what it is given.
 CONTRACT = {"recipe.contract", "recipe.export", "recipe.registry"}
 

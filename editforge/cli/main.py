@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from editforge.cli.erase import erase, run
+from editforge.cli.graph import graph
 from editforge.cli.listing import doctor, list_
 from editforge.cli.output import BAD_INPUT, INTERRUPTED, Output, guarded
 from editforge.cli.saved import evaluate, inspect, package, push, verify
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for verb in (erase, run, evaluate, package, push, verify, inspect, doctor):
+for verb in (erase, run, graph, evaluate, package, push, verify, inspect, doctor):
     app.command()(verb)
 app.command("list")(list_)
 

@@ -1,0 +1,101 @@
+"""`editforge graph`: what erasing each concept does to the others."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from editforge.cli.erase import Json, Quiet
+from editforge.cli.output import DONE, Output, quiet_libraries
+
+
+def graph(
+    output: Annotated[Path, typer.Option(help="Folder; an unfinished graph goes on.")],
+    concept: Annotated[list[str] | None, typer.Argument(help="Names, erased one by one.")] = None,
+    words: Annotated[
+        str | None, typer.Option(help="all: the model's own names; or a file, one name a line.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="object, style, person or broad.")] = "object",
+    method: Annotated[str, typer.Option(help="A method, or a RECIPE.yaml.")] = "default",
+    preset: Annotated[
+        str | None, typer.Option(help="A named block of the method's values.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help='What each becomes; "" is nothing. Chosen if left out.')
+    ] = None,
+    images: Annotated[int, typer.Option(help="Of each concept, by each model.")] = 16,
+    model: Annotated[
+        str | None, typer.Option(help="emoji, a Hub id, a pipeline folder, a .safetensors file.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Suffix of the weight files: fp16.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16: drawing.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
+    judge: Annotated[str | None, typer.Option(help="family, or a local CLIP folder.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> int:
+    """Erase each concept alone and measure what every other one loses.
+
+    Writes graph.json, graph.md and three pictures. n concepts cost n x n x IMAGES pictures.
+
+    Examples:
+
+      editforge graph violin umbrella bicycle --output runs/graph
+
+      editforge graph spider frog dolphin --method uce --target "" --output runs/uce
+
+      editforge graph --words all --images 8 --output runs/all
+    """
+    from editforge.graph import measure
+    from editforge.graph.page import summary
+
+    out = Output(as_json=as_json, quiet=quiet)
+    quiet_libraries()
+    named = {
+        "id": model,
+        "revision": revision,
+        "variant": variant,
+        "dtype": dtype,
+        "device": device,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    overrides: dict[str, Any] = {"model": given} if given else {}
+    if judge is not None:
+        overrides["evaluate"] = {"judge": None if judge == "none" else judge}
+    if target is not None:
+        overrides["target"] = {"use": "fixed", "text": target}
+    if seed is not None:
+        overrides["seed"] = seed
+    found = measure(
+        concept or (),
+        output,
+        words=words,
+        kind=kind,
+        method=method,
+        preset=preset,
+        options=set_ or (),
+        overrides=overrides,
+        images=images,
+        progress=not quiet,
+        say=out.say,
+    )
+    out.data(summary(found))
+    out.data(f"graph: {output / 'graph.md'}")
+    out.json(
+        {
+            "output": str(output),
+            "concepts": list(found.names),
+            "findings": found.findings.model_dump(mode="json"),
+        }
+    )
+    worst = max(found.nodes, key=lambda node: node.outgoing.value or 0)
+    out.hint(f"editforge erase {shlex.quote(worst.name)} --method {shlex.quote(method)}")
+    return DONE
