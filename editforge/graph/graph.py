@@ -12,10 +12,12 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from editforge.artifacts.report import Estimate, Number
 from editforge.evaluate import metrics
+from editforge.families.schema import Family
+from editforge.families.vocabulary import group_of
 from editforge.graph.find import find
 from editforge.graph.findings import Findings, Frozen
 from editforge.graph.outcomes import Outcomes
-from editforge.graph.request import Request, group_of
+from editforge.graph.request import Request
 from editforge.graph.table import UNRELIABLE, Table, edges
 from editforge.graph.text import Text
 from editforge.ground.disk import read_json, write_json
@@ -139,7 +141,7 @@ class Graph(Frozen):
 
 def graph_of(request: Request, outcomes: Outcomes, text: Text, model: Any) -> Graph:
     """Estimates and findings of what was seen."""
-    table, seed = table_of(request, outcomes, text, model.family.name), request.recipe.seed
+    table, seed = table_of(request, outcomes, text, model.family), request.recipe.seed
     damages = edges(table, seed)
     names, facts = table.names, request.facts
     nodes = []
@@ -193,7 +195,7 @@ def graph_of(request: Request, outcomes: Outcomes, text: Text, model: Any) -> Gr
     )
 
 
-def table_of(request: Request, outcomes: Outcomes, text: Text, family: str) -> Table:
+def table_of(request: Request, outcomes: Outcomes, text: Text, family: Family) -> Table:
     """Outcomes and text side by side, with what the judge cannot tell apart."""
     labels, names = request.labels, outcomes.names
     shared = [[bool({*labels[a]} & {*labels[b]}) for b in names] for a in names]
@@ -205,5 +207,5 @@ def table_of(request: Request, outcomes: Outcomes, text: Text, family: str) -> T
         similarity=text.similarity,
         leak=text.leak,
         unheld=text.unheld,
-        groups=[group_of(name, family) for name in names],
+        groups=[group_of(family, name) for name in names],
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from editforge import emoji
 from editforge.evaluate.prompts import SCORING_SEEDS, Prompt
 from editforge.evaluate.prompts import emoji as emoji_prompts
 from editforge.evaluate.prompts import general as general_prompts
@@ -136,12 +135,6 @@ def request(recipe: Recipe, model: Model, images: int) -> Request:
         "prompts": [[p.id, p.text, list(p.labels), list(p.seeds)] for p in prompts],
     }
     return Request(recipe, images, prompts, judges, sampler, dtype, facts)
-
-
-def group_of(name: str, family: str) -> str | None:
-    """The manifest's group of a concept; None where nobody knows one."""
-    found = emoji.manifest().find(name) if family == "emoji" else None
-    return found.group if found else None
 
 
 def _prompts(concept: Any, family: str, seed: int, images: int) -> list[Prompt]:
