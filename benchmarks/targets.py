@@ -138,7 +138,8 @@ class Case:
         if kind == "empty":
             return ""
         if kind == "synonym":
-            return own.aliases[0] if own.aliases else None
+            parts = set(self.concept.split())  # `corn` is erased with `ear of corn`
+            return next((word for word in own.aliases if not parts & set(word.split())), None)
         if kind == "general":
             return own.group_word
         near = {p.name for p in self._plan if p.set == "near"}
