@@ -4,7 +4,7 @@ Each concept is erased alone, by name only, with the recipe's own choice of targ
 and judged by the `gate` tier. Never run it on TEST concepts to choose anything.
 
     python benchmarks/dev_table.py                                  # the default recipe
-    python benchmarks/dev_table.py --method uce --set target.text=
+    python benchmarks/dev_table.py --method uce --set 'target.text=""'
     python benchmarks/dev_table.py --nearest                        # target: the nearest candidate
     python benchmarks/dev_table.py --table a.json b.json            # of two halves, made with --json
 """
