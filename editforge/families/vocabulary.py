@@ -108,6 +108,16 @@ def group_of(family: Family, word: str) -> str | None:
     return found.group if found else None
 
 
+def apart(family: Family, word: str, other: str) -> int:
+    """How far a curated list puts two names: 0 one subgroup, 1 one group, 2 neither, or not listed."""
+    if family.words != "emoji":
+        return 2
+    a, b = (emoji.manifest().find(name) for name in (word, other))
+    if a is None or b is None or a.group != b.group:
+        return 2
+    return int(a.subgroup != b.subgroup)
+
+
 def check_words(source: str | None) -> None:
     """Refuse a word list that is not there or has no word, before a model is opened.
 

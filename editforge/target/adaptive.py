@@ -18,7 +18,7 @@ from pydantic import Field
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood
 from editforge.artifacts.targets import Candidate, Target, Targets
-from editforge.families.vocabulary import group_of, load_vocabulary
+from editforge.families.vocabulary import apart, load_vocabulary
 from editforge.ground.errors import EditError
 from editforge.recipe.contract import Context, StageConfig, TargetInputs
 from editforge.recipe.registry import register
@@ -73,7 +73,9 @@ class AdaptiveConfig(StageConfig):
         0.75, ge=0, le=1, description="A word whose pictures are known for it less often is none."
     )
     same_group: bool = Field(
-        True, description="Words of the concept's own group first, where the list has groups."
+        True,
+        description="Words of the concept's own subgroup first, then of its group, where the list "
+        "has them.",
     )
     num_listed: int = Field(
         10, ge=1, description="Nearest candidates written to targets.yaml. Higher: slower."
@@ -149,9 +151,8 @@ def _surveyed(
         return None
     meaning = eye.meaning(words)
     close = meaning or {row.word: row.similarity for row in able}
-    own = group_of(family, concept.name) if config.same_group else None
-    foreign = {word: own is not None and group_of(family, word) != own for word in words}
-    order = sorted(words, key=lambda word: (foreign[word], -close[word]))
+    steps = {w: apart(family, concept.name, w) if config.same_group else 0 for w in words}
+    order = sorted(words, key=lambda word: (steps[word], -close[word]))
     bounds = config.max_as_concept, config.min_itself
     least, most = config.num_looked_at, max(config.num_looked_at, config.most_looked_at)
     return survey(eye, order, meaning, config.num_nearest, least, most, bounds)
