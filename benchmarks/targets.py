@@ -9,10 +9,10 @@ kind; erasers that are saved already (`NAME=PATH`) stand beside. All are drawn o
     python benchmarks/targets.py --pictures docs/images/targets.png --concepts violin dolphin penguin
 
 kinds: `synonym` an alias of the manifest; `rule` what `target: adaptive` takes; `nearest` the same
-without looking; `any-group` without the list's groups; `strict` and `lenient`
-known for itself in all or in half of the pictures; `mean2`, `mean3` the mean of the nearest that will do, at their mean length; `general` the group word;
-`unrelated` a far name of another group; `empty` nothing. A concept without an alias or a group word is
-left out of that row. Never run it on TEST concepts to choose anything.
+without looking; `any-group` without the list's groups; `strict`, `lenient` known for itself in all, in
+half of the pictures; `mean2`, `mean3` the mean of the nearest that will do, at their mean length;
+`general` the group word; `unrelated` a far name of another group; `empty` nothing. A concept without an
+alias or a group word is left out of that row. Never run it on TEST concepts to choose anything.
 """
 
 from __future__ import annotations
