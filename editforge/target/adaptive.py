@@ -64,7 +64,7 @@ class AdaptiveConfig(StageConfig):
         8, ge=1, description="Of each candidate looked at. Higher: surer, slower."
     )
     max_as_concept: float = Field(
-        0.3,
+        0.1,
         ge=0,
         le=1,
         description="A word whose pictures pass more often for the concept is none.",
