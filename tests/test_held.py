@@ -21,6 +21,8 @@ from tests.models import opened, solved
 
 
 def default(concepts, *sets, **overrides):
+    """The default recipe with the target that text alone chooses: what is held is asked here."""
+    sets = ("target.judge=null", *sets)
     names = [concepts] if isinstance(concepts, str) else concepts
     return resolve("default", {"concepts": [{"name": n} for n in names], **overrides}, sets)
 

@@ -70,7 +70,7 @@ class AdaptiveConfig(StageConfig):
         description="A word whose pictures pass more often for the concept is none.",
     )
     min_itself: float = Field(
-        0.75, ge=0, le=1, description="A word whose pictures are known for it less often is none."
+        1.0, ge=0, le=1, description="A word whose pictures are known for it less often is none."
     )
     same_group: bool = Field(
         True,
