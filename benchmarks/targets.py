@@ -10,9 +10,10 @@ kind; erasers that are saved already (`NAME=PATH`) stand beside. All are drawn o
 
 kinds: `synonym` an alias of the manifest; `rule` what `target: adaptive` takes; `nearest` the same
 without looking; `any-group` without the list's groups; `three-quarters`, `half` known for itself in so
-many pictures instead of all; `mean2`, `mean3` the mean of the nearest that will do, at their mean length;
-`general` the group word; `unrelated` a far name of another group; `empty` nothing. A concept without an
-alias or a group word is left out of that row. Never run it on TEST concepts to choose anything.
+many pictures instead of all; `mean2`, `mean3` the mean of the nearest that will do, at their mean
+length; `general` the group word; `unrelated` a far name of another group; `empty` nothing. A concept
+without an alias or a group word is left out of that row. Never run it on TEST concepts to choose
+anything.
 """
 
 from __future__ import annotations
