@@ -359,7 +359,7 @@ def test_edited_neighbors_are_kept_and_change_what_is_preserved(tmp_path):
 
 
 # The adaptive target and the list it comes from, nothing typed, nothing drawn.
-CHOSEN = ("erase", "violin", *UNJUDGED, "--output", "run")
+CHOSEN = ("erase", "violin", *UNJUDGED, "--set", "target.judge=null", "--output", "run")
 LORA = "package/lora/pytorch_lora_weights.safetensors"
 
 

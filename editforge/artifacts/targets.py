@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from editforge.artifacts.concepts import Name
 from editforge.artifacts.neighbors import load_list
@@ -40,6 +48,11 @@ class Candidate(_Data):
     itself: float | None = None
     as_concept: float | None = None
     reason: str = ""
+
+    @model_serializer(mode="wrap")
+    def _short(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What nobody looked for is left out."""
+        return {key: value for key, value in write(self).items() if value is not None}
 
 
 class Target(_Data):
@@ -108,7 +121,7 @@ class Targets(_Data):
     def to_yaml(self) -> str:
         """The list as text, with what a person may do to it."""
         return _HEADER + dump_yaml(
-            {"schema": SCHEMA, **self.model_dump(mode="json", exclude_none=True)}
+            {"schema": SCHEMA, **self.model_dump(mode="json"}
         )
 
     @classmethod
