@@ -120,9 +120,7 @@ class Targets(_Data):
 
     def to_yaml(self) -> str:
         """The list as text, with what a person may do to it."""
-        return _HEADER + dump_yaml(
-            {"schema": SCHEMA, **self.model_dump(mode="json"}
-        )
+        return _HEADER + dump_yaml({"schema": SCHEMA, **self.model_dump(mode="json")})
 
     @classmethod
     def load(cls, folder: Path) -> Targets:
