@@ -265,24 +265,24 @@ def test_a_question_that_nobody_answers_is_no_yes(run, tmp_path):
 
 @pytest.fixture(scope="session")
 def default_run(tmp_path_factory):
-    """`editforge erase violin` as a user types it, with the real gate: most of a minute."""
+    """`editforge erase bicycle` as a user types it, with the real gate: most of a minute."""
     folder = tmp_path_factory.mktemp("default")
-    return folder, editforge("erase", "violin", "--json", cwd=folder)
+    return folder, editforge("erase", "bicycle", "--json", cwd=folder)
 
 
-def test_erase_violin_erases_the_violin(default_run):
+def test_erase_bicycle_erases_the_bicycle(default_run):
     _, done = default_run
     assert done.code == 0, done.err
     verdict = done.json["verdict"]
     assert (verdict["status"], verdict["passed"]) == ("erased", True)
     assert all(check["holds"] is not False for check in verdict["checks"])
-    target = done.json["targets"]["violin"]
-    assert f"'violin' becomes '{target}'" in done.err
-    assert done.json["output"] == "runs/violin"
+    target = done.json["targets"]["bicycle"]
+    assert f"'bicycle' becomes '{target}'" in done.err
+    assert done.json["output"] == "runs/bicycle"
 
 
 def test_the_run_folder_is_the_one_the_design_draws(default_run):
-    folder = default_run[0] / "runs" / "violin"
+    folder = default_run[0] / "runs" / "bicycle"
     for name in (
         "recipe.yaml",
         "manifest.json",
@@ -302,20 +302,20 @@ def test_the_run_folder_is_the_one_the_design_draws(default_run):
 
 def test_a_finished_default_run_is_skipped_and_verifies(default_run):
     folder = default_run[0]
-    stages = folder / "runs" / "violin"
+    stages = folder / "runs" / "bicycle"
     before = {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}
-    again = editforge("erase", "violin", "--json", cwd=folder)
+    again = editforge("erase", "bicycle", "--json", cwd=folder)
     assert (again.code, again.json) == (0, default_run[1].json)
     kept = {path: path.stat().st_mtime_ns for path in stages.rglob("*") if path.is_file()}
     assert kept == before
-    assert editforge("verify", "runs/violin", cwd=folder).code == 0
+    assert editforge("verify", "runs/bicycle", cwd=folder).code == 0
 
 
 def test_the_card_and_the_verdict_agree(default_run):
-    package = default_run[0] / "runs" / "violin" / "package" / "lora"
+    package = default_run[0] / "runs" / "bicycle" / "package" / "lora"
     facts = json.loads((package / "editforge.json").read_text())
     assert facts["gate"]["status"] == "erased"
-    assert facts["command"] == "editforge erase violin"
+    assert facts["command"] == "editforge erase bicycle"
 
 
 FEW_PICTURES = """
