@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from editforge.align import state
 from editforge.align.age import KEEP_T, AgeConfig, candidates_of, scale_of, turns_of
@@ -359,10 +360,29 @@ def test_the_way_of_the_targets_is_a_table_and_a_picture(tmp_path):
     assert picture.getextrema()[0] < 128 < picture.getextrema()[1]  # something is drawn on it
 
 
-def test_a_fixed_target_has_no_opponent_and_is_trained_towards():
-    edit = played(mixture="fixed")
+def test_a_fixed_target_has_no_opponent_and_is_trained_towards(tmp_path):
+    edit = played(mixture="fixed", log=tmp_path)
     assert edit.provenance["align"]["targets"] == {"violin": [["trumpet", 1.0]]}
     assert edit.provenance["align"]["steps"] == QUICK["steps"]
+    assert not (tmp_path / "align" / "trajectory.json").exists()  # there is no way to show
+
+
+@pytest.mark.parametrize("part", ["lora", "xattn", "noxattn"])
+def test_a_game_that_recomputes_activations_is_the_same_game(part):
+    """The teacher is differentiated while the student is on: it must not be computed again then."""
+    options = {"train": part, "rank": 4, "lr": 1e-3, "steps": 2}
+    kept, again = played(**options), played(checkpointing=True, **options)
+    shares = [dict(edit.provenance["align"]["targets"]["violin"]) for edit in (kept, again)]
+    assert shares[0] == pytest.approx(shares[1], rel=1e-3)
+    assert kept.difference(again) < 1e-2
+
+
+def test_a_checkpoint_of_an_earlier_version_starts_again(tmp_path):
+    played(work=tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    old = {name.removeprefix("weights."): tensor for name, tensor in load_file(path).items()}
+    save_file(old, path, {"parts": "loss,erase,keep"})
+    assert same(played(work=tmp_path), played())
 
 
 # --- parts of the denoiser, trained whole ---------------------------------------------------------

@@ -86,6 +86,22 @@ class Denoiser:
                 unet.disable_gradient_checkpointing()
             unet.set_attn_processor(dict(processors))
 
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Activations are kept inside, whatever `frozen` says.
+
+        A pass that is differentiated after the student came on must not be computed again then.
+        """
+        unet = self.module
+        again = bool(getattr(unet, "is_gradient_checkpointing", False))
+        if again:
+            unet.disable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            if again:
+                unet.enable_gradient_checkpointing()
+
     def __call__(self, latents: Tensor, times: Tensor, texts: Sequence[Encoded]) -> Tensor:
         """The model's own output for n rows, float32.
 
@@ -94,12 +110,12 @@ class Denoiser:
             times: (n,), on the model's training grid.
             texts: n.
         """
-        states = torch.stack([text.states for text in texts]).to(self.device, self.dtype)
+        states = torch.stack([text.states.to(self.device, self.dtype) for text in texts])
         extra: dict[str, Any] = {}
         if self._pooled:
-            pooled = torch.stack([text.pooled for text in texts if text.pooled is not None])
+            pooled = [t.pooled.to(self.device, self.dtype) for t in texts if t.pooled is not None]
             extra["added_cond_kwargs"] = {
-                "text_embeds": pooled.to(self.device, self.dtype),
+                "text_embeds": torch.stack(pooled),
                 "time_ids": self._sizes.to(self.dtype).expand(len(texts), -1),
             }
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):

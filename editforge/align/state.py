@@ -153,6 +153,13 @@ class State:
             tensors = read_tensors(path)
         except PackageError:
             return {}
+        whole = all(
+            f"{player}.weight.{name}" in tensors
+            for player, own in self.players.items()
+            for name in own.weights
+        )
+        if not whole:  # of an earlier version, or of another game
+            return {}
         self._history = tensors["history"].tolist()
         for player, own in self.players.items():
             own.restore(_below(tensors, player))

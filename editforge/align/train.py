@@ -216,7 +216,9 @@ class Loop:
                 if path is not None and due and context.team.leads:
                     state.save(path, self.trajectory.tensors() if self.trajectory else None)
                 watch.after(done, means)
-        if self.trajectory is not None and context.log is not None and context.team.leads:
+        learned = self.trajectory is not None and any(t.player == MIXTURE for t in self._turns)
+        if learned and context.log is not None and context.team.leads:
+            assert self.trajectory is not None
             self.trajectory.save(context.log / "align", context.say)
 
     def draw(self) -> None:
@@ -235,7 +237,8 @@ class Loop:
         sums = torch.zeros(len(self._names), device=self.denoiser.device)
         for piece in _pieces(own, options.accumulate):
             rows = self.rows(piece, turn)
-            teacher = self.predict(rows, turn.objective.teacher, turn, grad=bool(turn.teacher))
+            with self.denoiser.keeping():
+                teacher = self.predict(rows, turn.objective.teacher, turn, grad=bool(turn.teacher))
             with adapter.student():  # until backward is done: it may compute the forward again
                 student = self.predict(rows, turn.objective.student, turn, grad=True)
                 parts = turn.objective.parts(teacher, student)

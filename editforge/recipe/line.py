@@ -98,7 +98,7 @@ LINE = (
         "align",
         ("mine", "target", "edit"),
         "artifacts.weight_edit:WeightEdit",
-        version=2,
+        version=3,
         inputs="AlignInputs",
         erases=True,
         shared=True,

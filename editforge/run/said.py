@@ -19,9 +19,13 @@ def say_lists(job: Job, say: Callable[[str], None]) -> None:
     for row in job.targets.concepts:
         what = repr(row.target) if row.target else "nothing"
         say(f"{row.concept!r} becomes {what}: {row.reason}")
-        if row.candidates:
+        seen = [c for c in row.candidates if c.itself is not None]
+        place = "; all in target/targets.yaml" if job.folders else ""
+        if seen:
+            told = ", ".join(f"{c.word} ({c.reason})" if c.reason else c.word for c in seen[:4])
+            say(f"  looked at: {told}{place}")
+        elif row.candidates:
             best = ", ".join(f"{c.word} {c.score:.3g}" for c in row.candidates[:4])
-            place = "; all in target/targets.yaml" if job.folders else ""
             say(f"  predicted damage: {best}{place}")
     words = job.targets.preserved
     more = f" and {len(words) - 8} more" if len(words) > 8 else ""
