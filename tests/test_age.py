@@ -188,29 +188,26 @@ def test_overshoot_goes_past_the_target_by_the_way_from_the_concept():
 
 @pytest.mark.parametrize("kind", TINY)
 def test_the_loss_in_x0_is_the_loss_in_noise_times_its_weight(kind):
-    """From z, t and two predictions: both predicted images and both noises, by hand."""
-    model = opened(kind)
-    scheduler = model.pipeline().scheduler
-    abar = scheduler.alphas_cumprod.double()[[999, 500, 3]]
+    """From a latent and two outputs, noise or velocity: both predicted images, by hand."""
+    scheduler = opened(kind).pipeline().scheduler
+    denoiser = type("D", (), {"pipe": opened(kind).pipeline()})()
+    times = torch.tensor([999, 500, 3])
+    abar = scheduler.alphas_cumprod.double()[times]
     z, a, b = torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(0)).double()
     root, rest = abar.sqrt()[:, None], (1 - abar).sqrt()[:, None]
+    velocity = scheduler.config.prediction_type == "v_prediction"
 
-    def both(output):
-        if scheduler.config.prediction_type == "v_prediction":
-            return root * output + rest * z, root * z - rest * output
-        return output, (z - rest * output) / root
+    def image(output):
+        return root * z - rest * output if velocity else (z - rest * output) / root
 
-    denoiser = type("D", (), {"pipe": model.pipeline()})()
-    times = torch.tensor([999, 500, 3])
-    for at, space in enumerate(("eps", "x0")):
-        scale = scale_of(space, denoiser)
-        factor = torch.ones(3).double() if scale is None else scale(times)
-        ours = factor[:, None] * (a - b)
-        theirs = both(a)[at] - both(b)[at]
-        # x0 falls where the output rises, whichever the model predicts
-        assert torch.allclose(ours, theirs if space == "eps" else -theirs)
-    eps, x0 = (both(a)[k] - both(b)[k] for k in (0, 1))
-    assert torch.allclose(x0.square(), eps.square() * ((1 - abar) / abar)[:, None])
+    def noise(output):
+        return root * output + rest * z if velocity else output
+
+    assert scale_of("eps", denoiser) is None  # the model's own output
+    ours = scale_of("x0", denoiser)(times)[:, None] * (a - b)
+    assert torch.allclose(ours.square(), (image(a) - image(b)).square())
+    weight = ((1 - abar) / abar)[:, None]
+    assert torch.allclose(ours.square(), weight * (noise(a) - noise(b)).square())
 
 
 # --- the mixture --------------------------------------------------------------------------------

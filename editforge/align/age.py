@@ -200,19 +200,17 @@ def turns_of(config: AgeConfig, scale: Callable[[Tensor], Tensor] | None) -> tup
 def scale_of(space: str, denoiser: Denoiser) -> Callable[[Tensor], Tensor] | None:
     """What a difference of the model's outputs is multiplied by at times (n,), for a space.
 
-    From noise: 1 for eps, sqrt((1 - abar) / abar) for x0. From velocity v, with eps = sqrt(abar) v +
-    sqrt(1 - abar) z and x0 = sqrt(abar) z - sqrt(1 - abar) v: sqrt(abar), and sqrt(1 - abar).
+    eps: 1, the model's own output, noise or velocity (methods.md 0.3). x0: sqrt((1 - abar) / abar) from
+    noise, and sqrt(1 - abar) from velocity v, since x0 = sqrt(abar) z - sqrt(1 - abar) v.
     """
+    if space == "eps":
+        return None
     scheduler = denoiser.pipe.scheduler
     velocity = scheduler.config.prediction_type == "v_prediction"
-    if space == "eps" and not velocity:
-        return None
     abar = scheduler.alphas_cumprod.double()
 
     def scale(times: Tensor) -> Tensor:
         a = abar[times.long().cpu()]
-        if space == "eps":
-            return a.sqrt()
         return (1 - a).sqrt() if velocity else ((1 - a) / a).sqrt()
 
     return scale
