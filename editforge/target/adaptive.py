@@ -23,7 +23,7 @@ from editforge.ground.errors import EditError
 from editforge.recipe.contract import Context, StageConfig, TargetInputs
 from editforge.recipe.registry import register
 from editforge.target.damage import Damage
-from editforge.target.look import Eye, Survey, survey
+from editforge.target.look import Eye, Panel, Survey, survey
 from editforge.target.preserve import preserve_list
 
 if TYPE_CHECKING:
@@ -122,13 +122,14 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
     listed = set(known.words)
     # leak of every word for every concept: one product, (V, concepts); ranks words, so float32 will do
     leaks = known.vectors @ torch.stack([damage.direction for damage in damages]).T.float()
+    panel = _panel(inputs, config, context)
     chosen = []
     with context.bar(len(damages), "choosing targets") as bar:
         for index, (concept, own, damage) in enumerate(
             zip(inputs.concepts, near, damages, strict=True)
         ):
             rows = [row for row in own.words if row.word in listed]
-            found = _surveyed(concept, rows, config, context)
+            found = _surveyed(concept, rows, panel, config, context)
             ranked = damage.of(_listed(own, rows, found, config), leaks[:, index])
             count = sum(row.candidate for row in rows)
             chosen.append(_chosen(concept.name, count, ranked, found, config))
@@ -136,16 +137,32 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
     return Targets(concepts=tuple(chosen), preserve=preserve_list(inputs, chosen))
 
 
+def _panel(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> Panel | None:
+    """Who looks; None where nobody can."""
+    family, judge = context.model.family, config.judge
+    if judge is None or (judge == "family" and family.judge is None):
+        return None
+    words = [concept.name for concept in inputs.concepts]
+    for concept in inputs.concepts:
+        near = inputs.neighbors.of(concept.name).words
+        words += [row.word for row in near if row.candidate or row.doubtful]
+    return Panel(judge, family, words)
+
+
 def _surveyed(
-    concept: Concept, rows: Sequence[Neighbor], config: AdaptiveConfig, context: Context
+    concept: Concept,
+    rows: Sequence[Neighbor],
+    panel: Panel | None,
+    config: AdaptiveConfig,
+    context: Context,
 ) -> Survey | None:
     """What the pictures say of a concept's candidates; None where nobody can look."""
-    family, judge = context.model.family, config.judge
+    family = context.model.family
     able = [row for row in rows if row.candidate or row.doubtful]
-    if judge is None or (judge == "family" and family.judge is None) or not able:
+    if panel is None or not able:
         return None
     words = [row.word for row in able]
-    eye = Eye(concept, words, judge, config.pictures, context)
+    eye = Eye(concept, panel, config.pictures, context)
     if not eye.knows:
         context.say(f"note: no judge knows {concept.name!r}, so nobody looks at its targets")
         return None

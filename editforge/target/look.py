@@ -21,6 +21,7 @@ from torch.nn.functional import normalize
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.targets import Candidate
 from editforge.families.draw import default_sampler, sample
+from editforge.families.schema import Family
 from editforge.ground.errors import EditError
 from editforge.ground.names import filled
 from editforge.judges import judge_images, labels_of, load_judges
@@ -43,25 +44,35 @@ class Seen:
     image: float | None
 
 
+class Panel:
+    """Who says what a picture shows, loaded once for all concepts.
+
+    Args:
+        judge: `family` or a CLIP folder.
+        family: of the model.
+        words: all that may be asked for, the erased names among them.
+    """
+
+    def __init__(self, judge: str, family: Family, words: Sequence[str]) -> None:
+        self.judges = load_judges(judge, family.name, tuple(dict.fromkeys(words)))
+        self.clip = load_clip(judge, family.name)
+
+
 class Eye:
     """Looks at candidates of one erased concept.
 
     Args:
         concept: what is erased.
-        words: all that may be asked for.
-        judge: `family` or a CLIP folder.
+        panel: judges, and CLIP.
         pictures: of each word.
         context: model, progress.
     """
 
-    def __init__(
-        self, concept: Concept, words: Sequence[str], judge: str, pictures: int, context: Context
-    ) -> None:
+    def __init__(self, concept: Concept, panel: Panel, pictures: int, context: Context) -> None:
         self.concept, self._kind = concept.name, concept.kind
         self._pictures, self._context = pictures, context
         self._family = context.model.family
-        self._judges = load_judges(judge, self._family.name, (concept.name, *words))
-        self._clip = load_clip(judge, self._family.name)
+        self._judges, self._clip = panel.judges, panel.clip
         self._labels = labels_of(self._family.name, concept.name)
 
     @property
