@@ -251,10 +251,9 @@ def _words(concept: Concept, inputs: AlignInputs, config: AgeConfig) -> list[str
     near = inputs.neighbors.of(concept.name)
     free = [row.word for row in near.words if row.candidate and fold(row.word) not in erased]
     if not free:
-        counts = ", ".join(f"{count} {why}" for why, count in near.passed_over.items())
         raise EditError(
             f"{concept.name!r} has no candidate to become",
-            got=counts or "no word besides the concept",
+            got=near.counts or "no word besides the concept",
             allowed="words of `mine` with `candidate: true` that are not erased",
             next="give a longer list (--set mine.words=FILE), or --set align.mixture=fixed",
         )

@@ -102,9 +102,8 @@ class Gatherer:
         """The pools of the candidates that lead now; every process comes here at every step."""
         if self.mixture is None or self.options.latents == "current":
             return
-        for number, (concept, own) in enumerate(self.mixture.candidates.items()):
-            word = self.mixture.leader(concept)
-            label = f"{LEADING}-{number}-{word}"
+        for concept, own in self.mixture.candidates.items():
+            label, word = self._leader(concept)
             if label in self._pools:
                 continue
             runs = [own.encoded(word, at % len(own.states)) for at in range(self.lead_runs)]
@@ -170,16 +169,18 @@ class Gatherer:
 
     def _lead(self, samples: Sequence[int], runs: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Entries of the pools of the candidates that lead for the concepts of these runs."""
-        assert self.mixture is not None
-        concepts = list(self.mixture.candidates)
         found = []
         for run, sample in zip(runs, samples, strict=True):
-            concept = self.prompts.erased[run].concept
-            word = self.mixture.leader(concept)
-            pool = self._pools[f"{LEADING}-{concepts.index(concept)}-{word}"]
+            pool = self._pools[self._leader(self.prompts.erased[run].concept)[0]]
             at = self._pick(len(pool), LEADING, sample)
             found.append((pool.latents[at], pool.times[at]))
         return torch.stack([z for z, _ in found]), torch.stack([t for _, t in found])
+
+    def _leader(self, concept: str) -> tuple[str, int]:
+        """The label of the pool of the candidate that leads for a concept, and which that is."""
+        assert self.mixture is not None
+        word = self.mixture.leader(concept)
+        return f"{LEADING}-{list(self.mixture.candidates).index(concept)}-{word}", word
 
     def _fresh(self, branch: str, samples: Sequence[int]) -> tuple[Tensor, Tensor, list[int]]:
         """Runs of the model in training, each from noise of its own to one time."""

@@ -125,6 +125,11 @@ class Neighborhood(_Data):
     shell: MinedShell | None = None
     words: tuple[Neighbor, ...] = ()
 
+    @property
+    def counts(self) -> str:
+        """What was passed over, for an error: `3 same word, 2 alias`; empty if nothing was."""
+        return ", ".join(f"{count} {why}" for why, count in self.passed_over.items())
+
     def having(self, role: str) -> list[str]:
         """The words with one role, nearest first."""
         return [row.word for row in self.words if row.role == role]

@@ -20,27 +20,38 @@ if TYPE_CHECKING:
 Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only on stderr.")]
 
+# Options that several commands share.
+Kind = Annotated[str, typer.Option(help="object, style, person or broad.")]
+Method = Annotated[str, typer.Option(help="A method, or a RECIPE.yaml.")]
+Preset = Annotated[str | None, typer.Option(help="A named block of the method's values.")]
+BaseModel = Annotated[
+    str | None, typer.Option(help="emoji, a Hub id, a pipeline folder, a .safetensors file.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")]
+Variant = Annotated[str | None, typer.Option(help="Suffix of the weight files: fp16.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16: drawing.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
+]
+
 
 def erase(
     concept: Annotated[list[str] | None, typer.Argument(help="Names to erase, jointly.")] = None,
     concepts: Annotated[
         Path | None, typer.Option(help="YAML list: names, or {name, aliases, kind}.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="object, style, person or broad.")] = "object",
-    method: Annotated[str, typer.Option(help="A method, or a RECIPE.yaml.")] = "default",
-    preset: Annotated[
-        str | None, typer.Option(help="A named block of the method's values.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="emoji, a Hub id, a pipeline folder, a .safetensors file.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
+    kind: Kind = "object",
+    method: Method = "default",
+    preset: Preset = None,
+    model: BaseModel = None,
+    revision: Revision = None,
     base: Annotated[
         str | None, typer.Option(help="Hub id that a local model is a copy of; for the card.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="Suffix of the weight files: fp16.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16: drawing.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    variant: Variant = None,
+    dtype: Dtype = None,
+    device: Device = None,
     target: Annotated[
         str | None, typer.Option(help='What it becomes; "" is nothing. Chosen if left out.')
     ] = None,
@@ -64,9 +75,7 @@ def erase(
     judge: Annotated[
         str | None, typer.Option(help="family, a local CLIP folder, or none: drift only.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
-    ] = None,
+    set_: Sets = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Plan, cost, disk; change nothing.")
     ] = False,
@@ -143,12 +152,8 @@ def erase(
 def run(
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="A recipe.")],
     output: Annotated[Path, typer.Option(help="Run folder; an unfinished one is resumed.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
-    ] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="A named block of the method's values.")
-    ] = None,
+    set_: Sets = None,
+    preset: Preset = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Plan, cost, disk; change nothing.")
     ] = False,

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from editforge.cli.erase import Json, Quiet
+from editforge.cli.erase import (
+    BaseModel,
+    Device,
+    Dtype,
+    Json,
+    Kind,
+    Method,
+    Preset,
+    Quiet,
+    Revision,
+    Sets,
+    Variant,
+)
 from editforge.cli.output import DONE, Output, quiet_libraries
 
 
@@ -18,27 +30,21 @@ def graph(
     words: Annotated[
         str | None, typer.Option(help="all: the model's own names; or a file, one name a line.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="object, style, person or broad.")] = "object",
-    method: Annotated[str, typer.Option(help="A method, or a RECIPE.yaml.")] = "default",
-    preset: Annotated[
-        str | None, typer.Option(help="A named block of the method's values.")
-    ] = None,
+    kind: Kind = "object",
+    method: Method = "default",
+    preset: Preset = None,
     target: Annotated[
         str | None, typer.Option(help='What each becomes; "" is nothing. Chosen if left out.')
     ] = None,
     images: Annotated[int, typer.Option(help="Of each concept, by each model.")] = 16,
-    model: Annotated[
-        str | None, typer.Option(help="emoji, a Hub id, a pipeline folder, a .safetensors file.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")] = None,
-    variant: Annotated[str | None, typer.Option(help="Suffix of the weight files: fp16.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16: drawing.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")] = None,
+    model: BaseModel = None,
+    revision: Revision = None,
+    variant: Variant = None,
+    dtype: Dtype = None,
+    device: Device = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
     judge: Annotated[str | None, typer.Option(help="family, or a local CLIP folder.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
-    ] = None,
+    set_: Sets = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> int:

@@ -189,10 +189,9 @@ def _listed(
         return [by_word[word] for word in found.order[: max(wanted, len(found.seen))]]
     able = [row for row in rows if row.candidate]
     if not able:
-        counts = ", ".join(f"{count} {why}" for why, count in near.passed_over.items())
         raise EditError(
             f"no target is left for {near.concept!r}",
-            got=counts or "an empty word list",
+            got=near.counts or "an empty word list",
             allowed="a word of the list that is neither the concept nor a synonym",
             next="name one (--target TEXT), or give a longer list (--set mine.words=FILE)",
         )
