@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from editforge.ground.disk import leftovers, read_json, write_json
+from editforge.ground.disk import read_json, write_json
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
+from editforge.run.claim import Claim
 
 REQUEST = "request.json"
 
@@ -29,35 +27,14 @@ class Place:
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
         self.folder, self.outcomes, self.work = folder, folder / "outcomes", folder / ".work"
-        if folder.exists() and not folder.is_dir():
-            raise RecipeError("the output is a file", got=str(folder), next="--output FOLDER")
-        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-        known = folder / REQUEST
-        ours = {".lock", *(path.name for path in leftovers(folder))}
-        if held and not known.is_file() and set(held) - ours:
-            raise RecipeError(
-                "the output folder is not a graph",
-                got=f"{folder} holds {', '.join(held[:4])}",
-                allowed="a new or empty folder, or an earlier graph",
-                next="--output ANOTHER",
-            )
-        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / ".lock")
+        self._claim = Claim(folder, REQUEST, "graph")
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RecipeError(
-                "another process works in this folder", got=str(folder), next="wait, or stop it"
-            ) from None
-        try:
-            self._fresh = not known.is_file()
-            if self._fresh:
-                write_json(known, dict(facts))
+            if self._claim.fresh:
+                write_json(folder / REQUEST, dict(facts))
             else:
-                _same_request(known, facts)
+                _same_request(folder / REQUEST, facts)
         except BaseException:
-            self._lock.release()
+            self._claim.release()
             raise
 
     def forget_pictures(self) -> None:
@@ -70,20 +47,16 @@ class Place:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             refused = isinstance(kind, type) and issubclass(kind, EditforgeError)
-            if refused and self._fresh and not list(self.outcomes.glob("erased-*")):
+            if refused and self._claim.fresh and not list(self.outcomes.glob("erased-*")):
                 self._vanish()
         finally:
-            self._lock.release()
+            self._claim.release()
 
     def _vanish(self) -> None:
         """Leave nothing of what the first erasure refused: the mended command must not meet it."""
         for below in (self.work, self.outcomes):
             shutil.rmtree(below, ignore_errors=True)
-        for name in (REQUEST, ".lock"):
-            (self.folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something else lies there by now
-            for path in self._made:
-                path.rmdir()
+        self._claim.vanish()
 
 
 def _same_request(known: Path, facts: Mapping[str, Any]) -> None:

@@ -7,15 +7,12 @@ checkpoints of the same digest to go on from. No clock and no path enters a dige
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from editforge.ground.disk import (
     leftovers,
@@ -32,6 +29,7 @@ from editforge.ground.errors import EditforgeError, RecipeError
 from editforge.ground.team import Team
 from editforge.ground.version import __version__
 from editforge.recipe.line import Step
+from editforge.run.claim import Claim
 
 SCHEMA = "editforge.run/1"
 # How a card says to repeat a run that no `erase` line describes; a package carries its recipe.yaml.
@@ -62,39 +60,19 @@ class Workspace:
         team: Team | None = None,
     ) -> None:
         self.folder, self._say, self._team = folder, say, team or Team()
-        if folder.exists() and not folder.is_dir():
-            raise RecipeError("the output is a file", got=str(folder), next="--output FOLDER")
-        held = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         self._next_recipe, known = recipe if replace else None, folder / "recipe.yaml"
-        ours = {".lock", *(path.name for path in leftovers(folder))}
-        if held and not known.is_file() and set(held) - ours:
-            raise RecipeError(
-                "the output folder is not a run",
-                got=f"{folder} holds {', '.join(held[:4])}",
-                allowed="a new or empty folder, or an earlier run",
-                next="--output ANOTHER",
-            )
-        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RecipeError(
-                "another process works in this run", got=str(folder), next="wait for it, or stop it"
-            ) from None
+        self._claim = Claim(folder, known.name, "run")
         try:
             for left in leftovers(folder):  # of a killed run: the lock is ours
                 left.unlink(missing_ok=True)
-            self._fresh = not known.is_file()
-            if self._fresh:
+            if self._claim.fresh:
                 write_text(known, recipe)
             elif not replace:
                 _same_recipe(known, recipe)
             self._manifest = self._read_manifest()
             self._team.tell(recipe)
         except BaseException:
-            self._lock.release()
+            self._claim.release()
             raise
 
     def __enter__(self) -> Workspace:
@@ -106,20 +84,16 @@ class Workspace:
             if kind is None and self._next_recipe is not None:
                 write_text(self.folder / "recipe.yaml", self._next_recipe)
             refused = isinstance(kind, type) and issubclass(kind, EditforgeError)
-            if refused and self._fresh and not self._manifest["stages"]:
+            if refused and self._claim.fresh and not self._manifest["stages"]:
                 self._vanish()
         finally:
-            self._lock.release()
+            self._claim.release()
 
     def _vanish(self) -> None:
         """Leave no run that was refused at once: the mended command must not meet its recipe."""
         for partial in self.folder.glob(".*.partial"):
             shutil.rmtree(partial, ignore_errors=True)
-        for name in ("recipe.yaml", ".lock"):
-            (self.folder / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # something else lies there by now
-            for path in self._made:
-                path.rmdir()
+        self._claim.vanish()
 
     def stage(
         self,
