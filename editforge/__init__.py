@@ -4,6 +4,9 @@
     edit.apply(pipe); edit.remove(pipe)           # exact undo
     edit.save_lora("out/")                        # pipe.load_lora_weights("out/")
 
+    guard = editforge.PrototypeGuard.from_pretrained("bank/")   # steers, changes no weight
+    guard.attach(pipe); guard.detach(pipe)
+
 Importing this package imports nothing heavy and changes nothing.
 """
 
@@ -16,15 +19,17 @@ from editforge.ground.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from editforge.artifacts.weight_edit import WeightEdit as WeightEdit
+    from editforge.guards.prototype import PrototypeGuard as PrototypeGuard
     from editforge.run.load import load_edit as load_edit
     from editforge.run.memory import erase as erase
 
-__all__ = ["WeightEdit", "erase", "load_edit"]
+__all__ = ["PrototypeGuard", "WeightEdit", "erase", "load_edit"]
 
 _HOME = {
     "erase": "editforge.run.memory",
     "load_edit": "editforge.run.load",
     "WeightEdit": "editforge.artifacts.weight_edit",
+    "PrototypeGuard": "editforge.guards.prototype",
 }
 
 

@@ -21,6 +21,7 @@ FLOORS = (
     {"recipe"},
     {"artifacts"},
     {"judges"},
+    {"guards"},
     {"families"},
     {"emoji"},
     {"ground"},

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from editforge.artifacts.concepts import Name
+from editforge.artifacts.prototypes import Prototypes
 from editforge.ground.disk import dump_yaml, read_yaml, write_text
 from editforge.ground.errors import RecipeError, did_you_mean
 
@@ -139,11 +140,16 @@ class Neighbors(_Data):
     """The artifact of `mine`: one neighborhood per erased concept.
 
     `source` names the word list (family, tokenizer, or a file's hash), so that later stages read the
-    same one.
+    same one. `prototypes` are vectors and lie in files of their own.
     """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
     source: str = "family"
     concepts: tuple[Neighborhood, ...] = ()
+    prototypes: Prototypes | None = Field(None, exclude=True)
 
     def of(self, name: str) -> Neighborhood:
         """The neighborhood of one erased concept; an empty one if nothing was mined for it."""
@@ -151,7 +157,7 @@ class Neighbors(_Data):
         return found[0] if found else Neighborhood(concept=name)
 
     def merged(self, other: Neighbors) -> Neighbors:
-        """Both lists and the first shell; of two rows for one word the first stays.
+        """Both lists, the first shell and prototypes; of two rows for one word the first stays.
 
         A first row that merely ignores a word takes the other's role, if that is `erase` or the row
         gives no reason.
@@ -176,11 +182,14 @@ class Neighbors(_Data):
                     words=tuple(words),
                 )
             )
-        return Neighbors(source=self.source, concepts=tuple(result))
+        vectors = self.prototypes or other.prototypes
+        return Neighbors(source=self.source, concepts=tuple(result), prototypes=vectors)
 
     def save(self, folder: Path) -> None:
-        """Write `neighbors.yaml`."""
+        """Write `neighbors.yaml`, and the prototypes' files if there are any."""
         write_text(folder / "neighbors.yaml", self.to_yaml())
+        if self.prototypes is not None:
+            self.prototypes.save(folder)
 
     def to_yaml(self) -> str:
         """The list as text, with what a person may do to it."""
@@ -193,7 +202,8 @@ class Neighbors(_Data):
         Raises:
             RecipeError: the key, the value and what is allowed.
         """
-        return load_list(cls, folder / "neighbors.yaml", SCHEMA)
+        found = load_list(cls, folder / "neighbors.yaml", SCHEMA)
+        return found.model_copy(update={"prototypes": Prototypes.load(folder)})
 
 
 def given_list(cls: type[T], path: str, schema: str, erased: Sequence[str]) -> T:

@@ -49,7 +49,7 @@ class TextEncoder:
     """The text side of one model: prompts to states, phrases to positions. Float32, no gradient."""
 
     def __init__(self, pipe: Any, family: Family) -> None:
-        self._pipe, self._parts = pipe, family.text
+        self.pipe, self._parts = pipe, family.text
         self._tokenizer = getattr(pipe, family.text[0].tokenizer)
         self._encoders = [getattr(pipe, part.encoder) for part in family.text]
         self._tokenizers = [getattr(pipe, part.tokenizer) for part in family.text]
@@ -157,7 +157,7 @@ class TextEncoder:
         with self._shortened(window):
             for first in range(0, len(prompts), batch):
                 texts = list(prompts[first : first + batch])
-                found = self._pipe.encode_prompt(
+                found = self.pipe.encode_prompt(
                     prompt=texts,
                     device=self.device,
                     num_images_per_prompt=1,

@@ -18,6 +18,7 @@ from editforge import emoji
 from editforge.ground.disk import sha256_file
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import filled
+from editforge.ground.places import is_hub_id
 
 TEMPLATES = ("a photo of {a}", "a picture of {a}", "{n}")
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -29,7 +30,7 @@ class Clip:
     """Both towers in float32; every row that they give has length 1.
 
     Args:
-        model: a `CLIPModel`.
+        model: a `CLIPModel`; kept, for who needs its layers.
         tokenizer: its own.
         mean: of the pixels it was trained on, by channel, as shares of white.
         std: their deviation.
@@ -47,7 +48,7 @@ class Clip:
         templates: Sequence[str] = TEMPLATES,
         sha256: str = "",
     ) -> None:
-        self._model, self._tokenizer, self.sha256 = model, tokenizer, sha256
+        self.model, self.tokenizer, self.sha256 = model, tokenizer, sha256
         self._mean, self._std = np.array(mean), np.array(std)
         self._templates = tuple(templates)
         self.scale: Tensor = model.logit_scale.exp()
@@ -61,17 +62,17 @@ class Clip:
     def pictures(self, images: NDArray[np.uint8]) -> Tensor:
         """(n, width) of n pictures (n, height, width, 3) uint8 RGB, resized to the tower's side."""
         parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        seen = [self._model.get_image_features(self._pixels(part)).pooler_output for part in parts]
+        seen = [self.model.get_image_features(self._pixels(part)).pooler_output for part in parts]
         return torch.cat([normalize(rows, dim=-1) for rows in seen])
 
     def _name(self, name: str) -> Tensor:
         texts = [filled(template, name) for template in self._templates]
-        tokens = self._tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        vectors = normalize(self._model.get_text_features(**tokens).pooler_output, dim=-1)
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        vectors = normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
         return normalize(vectors.mean(dim=0), dim=-1)
 
     def _pixels(self, images: NDArray[np.uint8]) -> Tensor:
-        side = self._model.config.vision_config.image_size
+        side = self.model.config.vision_config.image_size
         resized = [
             Image.fromarray(i).resize((side, side), Image.Resampling.BICUBIC) for i in images
         ]
@@ -115,12 +116,33 @@ def clip_folder(folder: Path, templates: Sequence[str] = TEMPLATES) -> Clip:
     )
 
 
+def clip_place(which: str) -> Path:
+    """A CLIP folder on disk; a Hub id is downloaded into the Hub's cache, safetensors alone.
+
+    Raises:
+        RecipeError: neither a folder nor a repository that can be had.
+    """
+    place = Path(which).expanduser()
+    if place.exists() or not is_hub_id(which):
+        return place
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(which, allow_patterns=["*.json", "*.txt", "model.safetensors"]))
+    except Exception as error:  # the client raises many kinds; each means that it is not here
+        raise RecipeError(
+            "this CLIP model cannot be had from the Hub",
+            got=f"{which}: {' '.join(str(error).split())[:160]}",
+            allowed="a folder with config.json, model.safetensors and the tokenizer, or a Hub id",
+        ) from None
+
+
 def load_clip(which: str | None, family_name: str) -> Clip | None:
     """The CLIP that goes with a judge: `family` is the embedded model's own, a folder is that one."""
     if which is None or (which == "family" and family_name != "emoji"):
         return None
     if which != "family":
-        return clip_folder(Path(which).expanduser())
+        return clip_folder(clip_place(which))
     half = (0.5, 0.5, 0.5)  # it was trained on pixels from -1 to 1
     seen = ("{n}", "{a}", "an emoji of {a}")
     return Clip(*emoji.load_clip(), mean=half, std=half, templates=seen)

@@ -1,0 +1,1 @@
+"""Guards: what steers sampling and changes no weight."""

@@ -1,0 +1,1 @@
+"""What steers sampling instead of changing weights."""

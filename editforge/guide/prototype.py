@@ -1,0 +1,180 @@
+"""A guard of prototypes: what was mined becomes a bank, calibrated on harmless prompts.
+
+Prototype-Guided Concept Erasure (arXiv 2603.08271), methods.md 4.4 and 4.5.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from editforge.artifacts.concepts import Concept
+from editforge.artifacts.prototypes import Prototypes
+from editforge.families.draw import default_sampler
+from editforge.families.vocabulary import thinned, word_list
+from editforge.ground.errors import RecipeError
+from editforge.ground.names import fold
+from editforge.guards.bank import Facts, Guidance, check_shapes
+from editforge.guards.core import encoders_of
+from editforge.guards.prototype import PrototypeGuard
+from editforge.guide.calibrate import (
+    CAPTIONS,
+    calibrate,
+    guilty_prompts,
+    prompts_in,
+    prompts_with,
+    reader,
+)
+from editforge.recipe.contract import Context, GuideInputs, StageConfig
+from editforge.recipe.registry import register
+
+
+class PrototypeConfig(StageConfig):
+    """Options of `guide: prototype`. methods.md 4.4."""
+
+    beta: float = Field(
+        4.0, ge=0, description="Pull away from the prototype; 0: only the target's states. Higher: "
+        "surer, and less of a picture."
+    )
+    mask: float = Field(0.005, ge=0, description="Smaller differences of predictions are left out.")
+    rescale: float = Field(
+        0.5, ge=0, le=1, description="Share brought back to plain guidance's deviation."
+    )
+    window: float = Field(
+        0.6, ge=0, le=1, description="Share of the steps that ask for the prototype; each costs half."
+    )
+    blend: float = Field(
+        0.8, ge=0, le=1, description="Share of a triggered prompt that becomes the target; 0: none."
+    )
+    benign: str | None = Field(
+        None, description="Harmless prompts, a text file, one a line; null: the family's words."
+    )
+    held_out: str | None = Field(
+        None, description="Prompts with the concept, a file, for the miss rate; null: its names."
+    )
+    benign_rate: float = Field(
+        0.01, gt=0, le=0.5, description="Harmless prompts that may trigger. Higher: fewer missed."
+    )
+    num_benign: int = Field(800, ge=20, description="Longer lists are thinned to this many.")
+    without: tuple[int, ...] = Field((), description="Clusters that are left out, by number.")
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """Files of prompts must be there."""
+        for path in (self.benign, self.held_out):
+            if path is not None:
+                prompts_in(path)
+
+
+@register("guide", "prototype", paper="https://arxiv.org/abs/2603.08271")
+def prototype(
+    inputs: GuideInputs, config: PrototypeConfig, context: Context
+) -> PrototypeGuard:
+    """Calibrate each concept's gate and put its prototypes into a bank.
+
+    Guarantee: at most `benign_rate` of the harmless prompts that it is calibrated on trigger; every
+    clean prompt is left to the pipeline bit for bit.
+
+    Raises:
+        RecipeError: nothing was mined, every cluster is left out, too few harmless prompts.
+    """
+    found = inputs.neighbors.prototypes
+    if found is None:
+        raise RecipeError(
+            "there are no prototypes to guide by",
+            allowed="mine: [{use: prototypes}]",
+            next="editforge erase CONCEPT --method prototype",
+        )
+    tensors, concepts = _bank(inputs, found, config, context)
+    family, sampler = context.model.family, default_sampler(context.model.family)
+    text = encoders_of(context.model.encoder.pipe, family)
+    facts = Facts(
+        concepts=tuple(concepts),
+        guidance=Guidance(
+            beta=config.beta,
+            mask=config.mask,
+            rescale=config.rescale,
+            window=config.window,
+            blend=config.blend if any(c.instead for c in concepts) else 0.0,
+        ),
+        form=found.form,
+        family=family.name,
+        encoder_sha256=text.sha256,
+        encoder_sketch=dict(text.sketch),
+        prediction_type=getattr(context.model, "prediction_type", "epsilon"),
+        alpha=sampler.guidance,
+        selector_model=found.selector_model,
+    )
+    check_shapes(tensors, facts, PrototypeGuard.file)
+    return PrototypeGuard(tensors=tensors, facts=facts)
+
+
+def _bank(
+    inputs: GuideInputs, found: Prototypes, config: PrototypeConfig, context: Context
+) -> tuple[dict[str, torch.Tensor], list[Any]]:
+    read = reader(context.model.encoder)
+    center, rows, concepts, selectors, which = found.tensors["center"], [], [], [], []
+    start = 0
+    for entry in found.modes:
+        numbers = [c.number for c in entry.clusters if c.number not in config.without]
+        own = [start + number for number in numbers]
+        start += len(entry.clusters)
+        concept = next((c for c in inputs.concepts if c.name == entry.concept), None)
+        if concept is None:
+            continue
+        if not own:
+            raise RecipeError(
+                f"every cluster of {entry.concept!r} is left out", got=f"without: {config.without}"
+            )
+        benign, unseen = _benign(inputs, entry.drawn, config, context)
+        guilty = prompts_in(config.held_out) if config.held_out else guilty_prompts(concept)
+        done = calibrate(
+            concept.name,
+            read,
+            found.tensors["selector"][own],
+            center,
+            benign,
+            guilty,
+            config.benign_rate,
+            unseen=unseen,
+            instead=_target(inputs, concept),
+        )
+        context.say(
+            f"{concept.name!r}: threshold {done.guarded.threshold:.3f}; of {len(unseen)} held-out "
+            f"harmless prompts {done.guarded.benign_rate:.1%} trigger, of {len(guilty)} with the "
+            f"concept {done.guarded.miss_rate:.1%} do not"
+        )
+        rows += own
+        selectors.append(done.selector)
+        which += [len(concepts)] * len(own)
+        concepts.append(done.guarded)
+    kept = ("token", "position", "prompt_embeds", "pooled_prompt_embeds")
+    tensors = {name: value[rows] for name, value in found.tensors.items() if name in kept}
+    tensors["selector"], tensors["center"] = torch.cat(selectors), center.half()
+    tensors["concept"] = torch.tensor(which, dtype=torch.int32)
+    return tensors, concepts
+
+
+def _benign(
+    inputs: GuideInputs, drawn: tuple[str, ...], config: PrototypeConfig, context: Context
+) -> tuple[list[str], list[str]]:
+    """Prompts for the threshold, and held-out ones: other captions of the same words, or every other."""
+    if config.benign is not None:
+        prompts = thinned(prompts_in(config.benign), 2 * config.num_benign)
+        return prompts[::2], prompts[1::2]
+    gone = {fold(name) for concept in inputs.concepts for name in concept.names}
+    gone |= {fold(word) for word in drawn}
+    words = [w for w in word_list(context.model, "family") if fold(w) not in gone]
+    templates = context.model.family.templates.get("object", ("{n}",))
+    used = thinned(words, max(20, config.num_benign // len(templates)))
+    seen = prompts_with(used, templates)
+    return seen, thinned(prompts_with(used, CAPTIONS), config.num_benign)
+
+
+def _target(inputs: GuideInputs, concept: Concept) -> str | None:
+    """The text that a triggered prompt turns into; None: the recipe has no target stage."""
+    for row in inputs.targets.concepts:
+        if row.concept == concept.name:
+            return row.target
+    return None

@@ -1,0 +1,265 @@
+"""Modes of a broad concept: the model's own pictures with and without it, clustered by CLIP.
+
+Prototype-Guided Concept Erasure (arXiv 2603.08271), methods.md 4.3: contrast pairs are drawn from the
+same noise, the differences of their pictures in CLIP's space are clustered, and each center gets a
+text-side prototype. What comes out steers (`guide: prototype`) or is erased from the weights
+(`edit: prototypes`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from editforge import emoji
+from editforge.artifacts.concepts import Concept
+from editforge.artifacts.neighbors import Neighborhood, Neighbors
+from editforge.artifacts.prototypes import Cluster, Modes, Prototypes
+from editforge.families.draw import default_sampler, sample
+from editforge.families.vocabulary import check_words, thinned, word_list
+from editforge.ground.errors import RecipeError
+from editforge.ground.keyed import keyed
+from editforge.ground.names import filled, fold
+from editforge.judges.clip import load_clip
+from editforge.mine.clusters import drawn_words, modes
+from editforge.mine.contrast import Pair, pairs_in, pairs_of
+from editforge.mine.directions import prompts_for, selectors_for, tokens_for
+from editforge.mine.sheet import Row, sheet_png
+from editforge.mine.tower import Tower
+from editforge.recipe.contract import Context, MineInputs, StageConfig
+from editforge.recipe.registry import register
+
+
+class PrototypesConfig(StageConfig):
+    """Options of `mine: prototypes`. methods.md 4.3."""
+
+    clip: str = Field(
+        "family",
+        description="Whose picture tower looks: family (the embedded model's), a CLIP folder or Hub "
+        "id; its text tower must be the pipeline's.",
+    )
+    pairs: str | None = Field(
+        None, description="A YAML list of [with, without] of your own; null: made from the names."
+    )
+    num_pairs: int = Field(100, ge=1, le=10_000, description="More: slower, steadier clusters.")
+    pictures: int = Field(4, ge=1, le=64, description="Of each prompt of a pair.")
+    vectors: Literal["auto", "mean", "cross"] = Field(
+        "auto", description="auto: a mean difference a pair up to 4 clusters, all of them above."
+    )
+    num_prototypes: int | None = Field(
+        None, ge=1, le=64, description="K; null: by the coverage of held-out pairs, at most 16."
+    )
+    form: Literal["token", "prompt"] = Field(
+        "token", description="token: one state at the last position; prompt: a whole soft prompt."
+    )
+    steps: int = Field(400, ge=1, description="Of the text-side alignment.")
+    prompt_length: int = Field(4, ge=1, le=16, description="Free tokens of the form prompt.")
+    words: str = Field("family", description="Names clusters, and is what prompts say without it.")
+    num_words: int = Field(400, ge=16, description="Longer lists are thinned to this many.")
+
+    def check_early(self, concepts: tuple[Concept, ...]) -> None:
+        """Files of pairs and words must be there; a file of pairs belongs to one concept."""
+        check_words(self.words)
+        if self.pairs is not None:
+            if len(concepts) > 1:
+                raise RecipeError(
+                    "one file of pairs for several concepts",
+                    got=", ".join(concept.name for concept in concepts),
+                    next="a run for each, and both guards on the pipeline: guard.attach(pipe)",
+                )
+            pairs_in(self.pairs)
+
+    def check_model(self, model: Any) -> None:
+        """Only the embedded model has a CLIP of its own."""
+        if self.clip == "family" and model.family.judge != "emoji":
+            raise RecipeError(
+                f"family {model.family.name} comes without a CLIP that sees",
+                got="mine.prototypes.clip=family",
+                allowed="the CLIP whose text tower the pipeline has: a folder or a Hub id",
+                next="--set mine.prototypes.clip=openai/clip-vit-large-patch14 (SD 1.x)",
+            )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Pictures (pairs, images, h, w, 3) with the concept, and features (pairs, images, w) of both."""
+
+    pictures: NDArray[np.uint8]
+    features: Tensor
+    without: Tensor
+
+
+@register("mine", "prototypes", paper="https://arxiv.org/abs/2603.08271")
+def prototypes(inputs: MineInputs, config: PrototypesConfig, context: Context) -> Neighbors:
+    """Clusters of every concept, with a prototype and a selector each; no named neighbors.
+
+    Guarantee: both prompts of a pair are drawn from the same noise; equal inputs give equal bytes; a
+    killed run goes on with the pictures that it has drawn.
+
+    Raises:
+        RecipeError: a CLIP that is not the pipeline's, fewer pairs than clusters.
+    """
+    clip = load_clip(config.clip, context.model.family.name)
+    assert clip is not None  # check_model
+    tower = Tower(clip, context.model.encoder, context.model.family)
+    words = _words(inputs.concepts, config, context)
+    found, entries = [], []
+    for concept in inputs.concepts:
+        drawn = _draw(concept, config, context, clip)
+        modes_, vectors = _modes(concept, drawn, config, context, tower, words)
+        entries.append(modes_)
+        found.append(vectors)
+    tensors = {name: torch.cat([one[name] for one in found]) for name in found[0] if name != "center"}
+    tensors["center"] = torch.stack([one["center"] for one in found]).mean(dim=0)
+    sheets = {f"clusters-{at}.png": data for at, data in enumerate(one[1] for one in entries)}
+    return Neighbors(
+        source=config.words,
+        concepts=tuple(Neighborhood(concept=concept.name) for concept in inputs.concepts),
+        prototypes=Prototypes(
+            tensors, config.form, clip.sha256, tuple(one[0] for one in entries), sheets
+        ),
+    )
+
+
+def _words(
+    concepts: Sequence[Concept], config: PrototypesConfig, context: Context
+) -> list[str]:
+    """What people write about, without the concepts themselves."""
+    gone = {fold(name) for concept in concepts for name in concept.names}
+    listed = [w for w in word_list(context.model, config.words) if fold(w) not in gone]
+    return thinned(listed, config.num_words)
+
+
+def _draw(concept: Concept, config: PrototypesConfig, context: Context, clip: Any) -> _Drawn:
+    family = context.model.family
+    templates = family.templates.get(concept.kind, ("{n}",))
+    pairs = pairs_in(config.pairs) if config.pairs else pairs_of(concept, templates, config.num_pairs)
+    pipe, sampler = context.model.pipeline(), default_sampler(family)
+    key = re.sub(r"\W+", "-", fold(concept.name))
+
+    def drawn(texts: Sequence[str], label: str) -> NDArray[np.uint8]:
+        rows = [
+            SimpleNamespace(
+                id=f"pair/{context.seed}/{concept.name}/{at}",
+                text=text,
+                seeds=range(config.pictures),
+            )
+            for at, text in enumerate(texts)
+        ]
+        images = sample(
+            pipe,
+            rows,
+            sampler,
+            progress=context.progress,
+            label=label,
+            workdir=context.work,
+            weights=context.model.digest if context.work else None,
+            base=context.model.drawn_by,
+            team=context.team,
+        )
+        return images.reshape(len(pairs), config.pictures, *images.shape[1:])
+
+    with_ = drawn([pair.with_concept for pair in pairs], f"{key} with")
+    without = drawn([pair.without for pair in pairs], f"{key} without")
+    seen = [clip.pictures(images.reshape(-1, *images.shape[2:])) for images in (with_, without)]
+    features = [rows.reshape(len(pairs), config.pictures, -1) for rows in seen]
+    return _Drawn(with_, *features)
+
+
+def _modes(
+    concept: Concept,
+    drawn: _Drawn,
+    config: PrototypesConfig,
+    context: Context,
+    tower: Tower,
+    words: list[str],
+) -> tuple[tuple[Modes, bytes], dict[str, Tensor]]:
+    pairs, pictures = drawn.features.shape[:2]
+    if config.num_prototypes and config.num_prototypes > pairs:
+        raise RecipeError(
+            "more prototypes than pairs", got=config.num_prototypes, allowed=f"1 to {pairs}"
+        )
+    found = modes(drawn.features, drawn.without, config.num_prototypes, config.vectors, context.seed)
+    K = len(found.centers)
+    generator = keyed(context.seed, "prototypes", concept.name)
+    if config.form == "token":
+        aligned = tokens_for(found.centers, tower, config.steps, generator)
+        tensors = {
+            "token": aligned.states,
+            "position": torch.full((K,), tower.window - 1, dtype=torch.int32),
+        }
+    else:
+        aligned = prompts_for(
+            found.centers, tower, config.steps, config.prompt_length, generator
+        )
+        tensors = {"prompt_embeds": aligned.states}
+    everything = [*concept.names, *words]
+    named = tower.clip.names(everything)
+    flat = [features.flatten(0, 1) for features in (drawn.features, drawn.without)]
+    shown = [w for w in drawn_words(flat[0], flat[1], named, everything) if w in words]
+    templates = context.model.family.templates.get("object", ("{n}",))
+    kept = [word for word in words if word not in shown]
+    ends, features = tower.read([filled(t, word) for word in kept for t in templates])
+    selector, center = selectors_for(found.centers, ends, features)
+    tensors |= {"centroid": found.centers, "selector": selector, "center": center}
+    near = named @ found.centers.T  # (names + V, K)
+    clusters = []
+    for number in range(K):
+        order = near[:, number].argsort(descending=True, stable=True)[:6].tolist()
+        clusters.append(
+            Cluster(
+                number=number,
+                share=round(float((found.labels == number).float().mean()), 4),
+                cosine=round(float(aligned.cosine[number]), 4),
+                words={everything[at]: round(float(near[at, number]), 4) for at in order},
+            )
+        )
+    entry = Modes(
+        concept=concept.name,
+        pairs=pairs,
+        pictures=pictures,
+        coverage={number: round(value, 4) for number, value in found.coverage.items()},
+        drawn=tuple(shown),
+        clusters=tuple(clusters),
+    )
+    context.say(_said(entry))
+    return (entry, _sheet(entry, drawn, found.centers, context)), tensors
+
+
+def _said(entry: Modes) -> str:
+    what = f"{entry.concept!r}: {len(entry.clusters)} prototypes of {entry.pairs} pairs"
+    shown = f"; the model draws {', '.join(entry.drawn[:6])}" if entry.drawn else ""
+    return f"{what}{shown}; look at mine/clusters-*.png before you trust them"
+
+
+def _sheet(entry: Modes, drawn: _Drawn, centers: Tensor, context: Context) -> bytes:
+    """Of each cluster the drawings whose difference from their pair's mean is nearest, and farthest."""
+    away = torch.nn.functional.normalize(
+        drawn.features - drawn.without.mean(dim=1, keepdim=True), dim=-1
+    ).flatten(0, 1)
+    near = away @ centers.T
+    own = near.argmax(dim=1)
+    images = drawn.pictures.reshape(-1, *drawn.pictures.shape[2:])
+    rows = []
+    for cluster in entry.clusters:
+        mine = (own == cluster.number).nonzero().flatten()
+        order = mine[near[mine, cluster.number].argsort(descending=True, stable=True)].tolist()
+        rows.append(
+            Row(
+                f"{cluster.number}: {cluster.share:.0%}",
+                cluster.words,
+                images[order[:6]],
+                images[order[max(6, len(order) - 3) :]],
+            )
+        )
+    footer = emoji.CREDIT if context.model.family.name == "emoji" else ""
+    return sheet_png(rows, f"{entry.concept}: {len(rows)} clusters", footer)
