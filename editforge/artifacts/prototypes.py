@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
@@ -27,7 +28,8 @@ _SAID = """\
 # To leave some out: --set guide.without=[NUMBER, ...] and run again.
 #   share: of all differences between pictures with and without the concept
 #   cosine: of the text-side prototype with the cluster's center; near 1: it says what the cluster shows
-#   words: what lies nearest to the center; drawn: what the pictures show, by CLIP
+#   words: what lies nearest to the center, by CLIP
+#   coverage: by number of clusters, the mean cosine of held-out differences with the nearest center
 """
 
 
@@ -52,7 +54,6 @@ class Modes(_Data):
         pairs: contrast pairs that were drawn.
         pictures: of each prompt of a pair.
         coverage: by number of clusters the mean cosine of held-out differences with the nearest.
-        drawn: words for what the pictures show: no harmless prompts for a gate.
         clusters: in order of their numbers.
     """
 
@@ -60,7 +61,6 @@ class Modes(_Data):
     pairs: int
     pictures: int
     coverage: dict[int, float] = {}
-    drawn: tuple[str, ...] = ()
     clusters: tuple[Cluster, ...] = ()
 
 
@@ -101,7 +101,7 @@ class Prototypes:
         body = {"concepts": [entry.model_dump(mode="json") for entry in self.modes]}
         write_text(folder / "clusters.yaml", _SAID + dump_yaml(body))
         for name, data in sorted(self.pictures.items()):
-            write_atomic(folder / name, lambda file, data=data: file.write(data))
+            write_atomic(folder / name, partial(_write, data))
 
     @classmethod
     def load(cls, folder: Path) -> Prototypes | None:
@@ -117,10 +117,16 @@ class Prototypes:
         try:
             header = _Header.model_validate(json.loads(metadata.get(_HEADER, "")))
         except (json.JSONDecodeError, ValidationError):
-            raise PackageError(f"{FILE} does not say what it holds", next="run mine again") from None
+            raise PackageError(
+                f"{FILE} does not say what it holds", next="run mine again"
+            ) from None
         tensors = read_tensors(path, table=table)
         K = sum(len(entry.clusters) for entry in header.modes)
         short = [name for name, value in tensors.items() if name != "center" and len(value) != K]
         if short or "selector" not in tensors or "centroid" not in tensors:
             raise PackageError(f"{FILE} lacks vectors", got=", ".join(short) or "no selector")
         return cls(tensors, header.form, header.selector_model, header.modes)
+
+
+def _write(data: bytes, file: Any) -> None:
+    file.write(data)

@@ -70,7 +70,7 @@ def read_header(path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
             header = json.loads(file.read(length))
     except (FileNotFoundError, IsADirectoryError):
         raise PackageError(f"no file {path.name}", got=path.parent) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no UTF-8, no JSON, a number of ten thousand digits
         raise PackageError(f"the header of {path.name} is not JSON", next=fix) from None
     if not isinstance(header, dict):
         raise PackageError(f"the header of {path.name} is not a mapping", next=fix)

@@ -87,7 +87,7 @@ class Facts(_Data):
     form: Literal["token", "prompt"] = "token"
     family: str = Field(max_length=200)
     encoder_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    encoder_sketch: dict[str, Any]
+    encoder_sketch: dict[str, Any] = Field(min_length=2)
     prediction_type: str = Field("epsilon", max_length=40)
     alpha: float = Field(gt=0)
     selector_model: str = Field("", max_length=200)
@@ -114,8 +114,6 @@ def read_facts(text: str, file: str) -> Facts:
     """
     try:
         facts = Facts.model_validate(json.loads(text))
-    except (json.JSONDecodeError, RecursionError):
-        raise PackageError(f"the header of {file} is not JSON") from None
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"]) or "header"
@@ -125,6 +123,8 @@ def read_facts(text: str, file: str) -> Facts:
             allowed=fault["msg"],
             next="take another copy of it, or build it again: editforge guard build",
         ) from None
+    except (ValueError, RecursionError):
+        raise PackageError(f"the header of {file} is not JSON") from None
     _ = facts.encoder
     return facts
 

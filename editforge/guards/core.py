@@ -1,149 +1,18 @@
-"""The words of this floor: what a denoiser is given, what a rule makes of it, and a guard.
-
-A guard on a pipeline is a *rule*: at the first step of a picture it reads the text states (`Reading`),
-and says which of them become others, which further predictions it asks for in a step, and what these
-add to plain guidance
-
-    g = eps(z) + alpha (eps(z, c) - eps(z))
-
-for the samples of the batch that it acts on. Samples that no rule acts on are never touched.
-"""
+"""Guard: what steers sampling, with the calls that a diffusers user makes, and whom it fits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self
-
-from torch import Tensor
+from typing import Any, Self
 
 from editforge.families.identity import Identity, identify, in_memory
-from editforge.families.live import detect_in_memory
-from editforge.families.schema import Family
+from editforge.families.schema import Family, load_family
 from editforge.ground.errors import EditError
+from editforge.guards.words import Rule
 
-
-@dataclass(frozen=True)
-class Texts:
-    """Text states as a denoiser reads them: (n, q, d), and the pooled ones of SDXL (n, p) or None."""
-
-    states: Tensor
-    pooled: Tensor | None = None
-
-    def at(self, rows: Tensor) -> Texts:
-        """Those of some samples."""
-        return Texts(self.states[rows], None if self.pooled is None else self.pooled[rows])
-
-    def with_rows(self, rows: Tensor, other: Texts) -> Texts:
-        """A copy in which some samples have other states; the rest keep their bits."""
-        states = self.states.clone()
-        states[rows] = other.states.to(states)
-        pooled = self.pooled
-        if pooled is not None and other.pooled is not None:
-            pooled = pooled.clone()
-            pooled[rows] = other.pooled.to(pooled)
-        return Texts(states, pooled)
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A step of a picture: the how many-th of how many that are run, and the guidance scale."""
-
-    step: int
-    steps: int
-    alpha: float
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A further prediction: of which samples (n,), and with which text states."""
-
-    rows: Tensor
-    texts: Texts
-
-
-@dataclass(frozen=True)
-class Added:
-    """What is added to plain guidance of some samples, shaped like their predictions.
-
-    `rescale` is phi: the share of the result that is brought back to plain guidance's deviation.
-    """
-
-    rows: Tensor
-    value: Tensor
-    rescale: float = 0.0
-
-
-class Reading(Protocol):
-    """One rule, having read the texts of one batch."""
-
-    def conditions(self, given: Texts) -> Texts:
-        """The texts that the prompts' predictions are made with; `given` itself if none changes."""
-        ...
-
-    def instead_of_empty(self, given: Texts) -> Texts:
-        """The texts that the predictions without a prompt are made with."""
-        ...
-
-    def asks(self, moment: Moment, empty: Texts) -> Sequence[Ask]:
-        """What it wants to know in this step; `empty` are the texts without a prompt."""
-        ...
-
-    def adds(
-        self, moment: Moment, plain: Tensor, idle: Tensor, drawn: Tensor, told: Sequence[Tensor]
-    ) -> Sequence[Added]:
-        """What it adds, from the predictions without and with prompt (all samples) and those asked."""
-        ...
-
-
-class Quiet:
-    """A reading that leaves everything as it is: what one overrides is all that one changes."""
-
-    def conditions(self, given: Texts) -> Texts:
-        """As they are."""
-        return given
-
-    def instead_of_empty(self, given: Texts) -> Texts:
-        """As they are."""
-        return given
-
-    def asks(self, moment: Moment, empty: Texts) -> Sequence[Ask]:
-        """Nothing."""
-        return ()
-
-    def adds(
-        self, moment: Moment, plain: Tensor, idle: Tensor, drawn: Tensor, told: Sequence[Tensor]
-    ) -> Sequence[Added]:
-        """Nothing."""
-        return ()
-
-
-class Rule(Protocol):
-    """A guard made ready for one pipeline."""
-
-    def read(self, prompts: Texts) -> Reading:
-        """Read what the prompts of a batch say, at the first step of each picture."""
-        ...
-
-
-class Speaks:
-    """A pipeline's text side: a text as the denoiser reads it, on the device that it is asked for."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._pipe, self._known = pipe, dict[str, Texts]()
-
-    def __call__(self, text: str) -> Texts:
-        """(1, q, d) and (1, p) or None. Read once; the pipeline's own `encode_prompt` does it."""
-        if text not in self._known:
-            found = self._pipe.encode_prompt(
-                prompt=text,
-                device=self._pipe._execution_device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=False,
-            )
-            self._known[text] = Texts(found[0], found[2] if len(found) > 2 else None)
-        return self._known[text]
+_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +78,13 @@ class Guard:
     applied = on
 
     def scaled(self, strength: float) -> Self:
-        """The same with its strength multiplied by `strength`."""
+        """The same with its strength multiplied by `strength`.
+
+        Raises:
+            EditError: a negative strength, which would draw what must go.
+        """
+        if not strength >= 0:
+            raise EditError("a guard has no negative strength", got=strength, allowed="0 or more")
         return replace(self, strength=self.strength * strength)
 
     def explained(self, facts: Mapping[str, Any]) -> Self:
@@ -218,9 +93,15 @@ class Guard:
 
 
 def encoders_of(pipe: Any, family: Family | None = None) -> Identity:
-    """The identity of a pipeline's text encoders, whatever its denoiser is: half a second for SD 1.4."""
-    family = family or detect_in_memory(pipe)
-    return identify(in_memory(pipe, [part.encoder for part in family.text]), family)
+    """The identity of a pipeline's text encoders, whatever its denoiser is: half a second for SD 1.4.
+
+    Without a family: of all that the pipeline has, so that one of a user's own family is known too.
+    """
+    names = [name for name in _ENCODERS if getattr(pipe, name, None) is not None]
+    if family is not None:
+        names = [part.encoder for part in family.text]
+    # A family groups the weights of its denoiser; those of an encoder are one group in each.
+    return identify(in_memory(pipe, names), family or load_family("sd1"))
 
 
 def check_encoders(told: Identity, pipe: Any) -> None:
@@ -229,7 +110,10 @@ def check_encoders(told: Identity, pipe: Any) -> None:
     Raises:
         EditError: other weights, by more than the rounding of a dtype.
     """
-    gap = told.apart(encoders_of(pipe))
+    found = encoders_of(pipe)
+    gap = told.apart(found)
+    if set(told.sketch) != set(found.sketch):
+        gap = f"the text encoders {', '.join(sorted(set(found.sketch) & set(_ENCODERS))) or 'none'}"
     if gap is not None:
         raise EditError(
             "this guard belongs to another text encoder",

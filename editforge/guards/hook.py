@@ -10,16 +10,20 @@ A step costs the denoiser its stock batch, and one row more for each question of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import Tensor
 
 from editforge.families.editable import uncompiled
 from editforge.ground.errors import EditError
-from editforge.guards.core import Added, Ask, Guard, Moment, Reading, Rule, Speaks, Texts
+from editforge.guards.words import Added, Ask, Moment, Reading, Rule, Speaks, Texts
 
 NAME = "editforge_guards"
 
@@ -33,13 +37,17 @@ class Steering(ModelHook):
 
     def __init__(self, pipe: Any) -> None:
         super().__init__()
-        self.pipe, self.rules = pipe, list[tuple[Guard, Rule]]()
+        self.pipe, self.rules = pipe, list[tuple[Any, Rule]]()
         self._speaks = Speaks(pipe)
         self._read: tuple[Tensor, Tensor | None, list[Reading]] | None = None
+        self._began: tuple[Tensor | None, int] = (None, 0)
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """The denoiser's forward: stock, or with g in the rows that are steered."""
-        call = _Call(self.fn_ref.original_forward, args, kwargs, self._guided())
+        forward: Any = self.fn_ref.original_forward
+        if _drawing() not in (None, self.pipe):
+            return forward(*args, **kwargs)
+        call = _Call(forward, _named(module, args, kwargs), self._guided())
         moment = self._moment(call)
         given = call.prompts
         if moment.step == 0 or self._read is None or self._read[0] is not call.states:
@@ -90,27 +98,27 @@ class Steering(ModelHook):
         return float(getattr(self.pipe, "_guidance_scale", None) or 1.0)
 
     def _moment(self, call: _Call) -> Moment:
-        """Steps are counted among those that are run: image to image begins in the middle."""
+        """Steps are counted among those that are run: image to image begins in the middle.
+
+        A scheduler makes its times anew for each picture, so new ones are a picture's first step.
+        """
         times = self.pipe.scheduler.timesteps
         now = torch.as_tensor(call.timestep, device=times.device, dtype=torch.float64).reshape(-1)
         at = int((times.double() - now[0]).abs().argmin())
         run = int(getattr(self.pipe, "_num_timesteps", 0) or len(times))
-        before = max(len(times) - run, 0)
+        if times is not self._began[0]:
+            self._began = (times, at)
         alpha = self._alpha() if call.guided else 1.0
-        return Moment(max(at - before, 0), min(run, len(times)), alpha)
+        return Moment(max(at - self._began[1], 0), min(run, len(times)), alpha)
 
 
 class _Call:
     """One call of the denoiser: [without prompt; with prompt], or prompts alone."""
 
-    def __init__(
-        self, forward: Any, args: Sequence[Any], kwargs: Mapping[str, Any], guided: bool
-    ) -> None:
-        names = ("sample", "timestep", "encoder_hidden_states")
+    def __init__(self, forward: Any, kwargs: Mapping[str, Any], guided: bool) -> None:
         self.forward, self.guided = forward, guided
-        self.kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+        self.kwargs = dict(kwargs)
         self._dict = bool(self.kwargs.pop("return_dict", True))
-        self.rest = args[len(names) :]
         self.count = len(self.kwargs["sample"]) // (2 if guided else 1)
 
     @property
@@ -143,13 +151,7 @@ class _Call:
         """The same call with other texts."""
         halves = [*([empty] if empty else []), prompts]
         kwargs = _with_texts(self.kwargs, halves)
-        return _Call(
-            self.forward, (), {**kwargs, "return_dict": self._dict}, self.guided
-        )._with(self.rest)
-
-    def _with(self, rest: Sequence[Any]) -> _Call:
-        self.rest = tuple(rest)
-        return self
+        return _Call(self.forward, {**kwargs, "return_dict": self._dict}, self.guided)
 
     def predict(self) -> Tensor:
         """The stock call."""
@@ -196,6 +198,28 @@ def _steered(plain: Tensor, added: Sequence[Added]) -> tuple[Tensor, Tensor]:
     return rows, g
 
 
+def _named(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Every argument of a denoiser by its name."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _drawing() -> Any:
+    """The pipeline that calls, the nearest on the stack; None: a loop of the user's own.
+
+    Pipelines that share a UNet share its scheduler too, so nothing that the UNet is given tells them
+    apart, and the guidance scale of one would be taken for that of the other.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_varnames[:1] == ("self",):
+            own = frame.f_locals.get("self")
+            if isinstance(own, DiffusionPipeline):
+                return own
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
 def _repeated(texts: Texts, count: int) -> Texts:
     pooled = None if texts.pooled is None else texts.pooled.expand(count, -1)
     return Texts(texts.states.expand(count, -1, -1), pooled)
@@ -226,7 +250,7 @@ def _at(value: Any, rows: Tensor, batch: int) -> Any:
     return value
 
 
-def attach(guard: Guard, pipe: Any) -> None:
+def attach(guard: Any, pipe: Any) -> None:
     """Put a guard's rule on a pipeline; see `Guard.attach`."""
     denoiser = _denoiser(pipe)
     registry = HookRegistry.check_if_exists_or_initialize(denoiser)
@@ -239,24 +263,58 @@ def attach(guard: Guard, pipe: Any) -> None:
         )
     if hook is not None and any(known is guard for known, _ in hook.rules):
         raise EditError("this guard is attached already", got=type(guard).__name__)
+    _check_branches(pipe)
     rule = guard.rule(pipe)
     if hook is None:
         hook = Steering(pipe)
-        registry.register_hook(hook, NAME)
+        with _beneath_offloading(denoiser):
+            registry.register_hook(hook, NAME)
     hook.rules.append((guard, rule))
     hook._read = None
 
 
-def detach(guard: Guard, pipe: Any) -> None:
+def detach(guard: Any, pipe: Any) -> None:
     """Take a guard's rule off again; the last one takes the hook with it."""
-    registry = getattr(_denoiser(pipe), "_diffusers_hook", None)
+    denoiser = _denoiser(pipe)
+    registry: Any = getattr(denoiser, "_diffusers_hook", None)
     hook: Any = registry and registry.get_hook(NAME)
     kept = [pair for pair in hook.rules if pair[0] is not guard] if hook else []
-    if not hook or len(kept) == len(hook.rules):
+    if not hook or hook.pipe is not pipe or len(kept) == len(hook.rules):
         raise EditError("this guard is not on the pipeline", got=type(guard).__name__)
     hook.rules[:], hook._read = kept, None
     if not kept:
-        registry.remove_hook(NAME)
+        with _beneath_offloading(denoiser):
+            registry.remove_hook(NAME)
+
+
+@contextmanager
+def _beneath_offloading(denoiser: Any) -> Iterator[None]:
+    """The denoiser's forward without accelerate's around it, which is put back around what is made.
+
+    With `enable_model_cpu_offload` a pipeline takes accelerate's hooks off after each picture and puts
+    them on again. What lies outside of them would be lost there, and with it the guard.
+    """
+    outer = vars(denoiser).get("forward") if hasattr(denoiser, "_old_forward") else None
+    if outer is None:
+        yield
+        return
+    denoiser.forward = denoiser._old_forward
+    try:
+        yield
+    finally:
+        denoiser._old_forward, denoiser.forward = denoiser.forward, outer
+
+
+def _check_branches(pipe: Any) -> None:
+    """Refuse pipelines of which a batch is more than the two halves that a guard reads."""
+    known = ("do_perturbed_attention_guidance", "image_guidance_scale")
+    if any(hasattr(type(pipe), name) for name in known):
+        raise EditError(
+            "this pipeline asks for predictions other than with and without the prompt",
+            got=type(pipe).__name__,
+            allowed="pipelines of classifier-free guidance: text to image, image to image, "
+            "inpainting, ControlNet",
+        )
 
 
 def _denoiser(pipe: Any) -> Any:
@@ -268,5 +326,3 @@ def _denoiser(pipe: Any) -> Any:
             allowed="Stable Diffusion 1.x, 2.x, XL and the embedded model",
         )
     return denoiser
-
-

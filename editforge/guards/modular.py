@@ -38,8 +38,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from editforge.ground.errors import EditError
 from editforge.ground.version import __version__
-from editforge.guards.core import Ask, Moment, Speaks, Texts, check_encoders
+from editforge.guards.core import check_encoders
 from editforge.guards.prototype import PrototypeGuard, PrototypeRule
+from editforge.guards.words import Ask, Moment, Speaks, Texts
 
 _LOG = logging.getLogger(__name__)
 _MODEL = "stable-diffusion-xl"
@@ -128,14 +129,13 @@ class PrototypeGuidance(ClassifierFreeGuidance):
         """
         layers: list[Ask] = []
         for ask in chosen:
+            if empty is None:
+                raise EditError("PrototypeGuidance.select needs the conditioning without a prompt")
             free = (i for i, own in enumerate(layers) if not torch.isin(ask.rows, own.rows).any())
             at = next(free, len(layers))
-            before = layers.pop(at) if at < len(layers) else None
-            told = before.texts if before else empty
-            if told is None:
-                raise EditError("PrototypeGuidance.select needs the conditioning without a prompt")
-            rows = torch.cat([before.rows, ask.rows]) if before else ask.rows
-            layers.insert(at, Ask(rows, told.with_rows(ask.rows, ask.texts)))
+            own = layers.pop(at) if at < len(layers) else Ask(ask.rows[:0], empty)
+            rows = torch.cat([own.rows, ask.rows])
+            layers.insert(at, Ask(rows, own.texts.with_rows(ask.rows, ask.texts)))
         self._layers = layers
 
     @property
@@ -147,7 +147,8 @@ class PrototypeGuidance(ClassifierFreeGuidance):
         """The parent's batches, and the one without a prompt once more, with the prototypes in it."""
         batches: list[Any] = super().prepare_inputs(data)
         for at, layer in enumerate(self._acting()):
-            batch: Any = self._prepare_batch(data, 1, _prediction(at))
+            name = "pred_proto" if at == 0 else f"pred_proto_{at + 1}"
+            batch: Any = self._prepare_batch(data, 1, name)
             if batch.prompt_embeds.shape != layer.texts.states.shape:
                 raise EditError(
                     "the prototypes were selected for another batch",
@@ -196,8 +197,7 @@ class PrototypeGuidance(ClassifierFreeGuidance):
     def _acting(self) -> list[Ask]:
         """What is asked in this step; nothing after the window, and where the parent does not guide."""
         steps = self._num_inference_steps
-        # Rounded as in guards.prototype: 0.29 of 100 steps are 29, though the product is below.
-        inside = steps is None or self._step < int(round(self.window * steps, 6))
+        inside = steps is None or Moment(self._step, steps, 1.0).within(self.window)
         return self._layers if self.beta and inside and self._is_cfg_enabled() else []
 
 
@@ -422,12 +422,8 @@ def insert(guard: PrototypeGuard, blocks: Any) -> Any:
         EditError: no such step, guarded already, or another guider than classifier-free guidance.
     """
     declared = next((s for s in blocks.expected_components if s.name == "guider"), None)
-    if declared is not None and declared.type_hint is not ClassifierFreeGuidance:
-        raise EditError(
-            "these blocks have a guider of their own",
-            got=declared.type_hint.__name__,
-            allowed="ClassifierFreeGuidance; a pipeline has one guider, and one bank in it",
-        )
+    if declared is not None:
+        _check_plain(declared.type_hint)
     place = _after_input(blocks)
     if place is None:
         raise EditError(
@@ -452,20 +448,25 @@ def guarded(guard: PrototypeGuard, pipe: Any) -> Any:
     Raises:
         EditError: as `insert`.
     """
-    if type(pipe.guider) is not ClassifierFreeGuidance:
-        raise EditError(
-            "this pipeline has a guider of its own",
-            got=type(pipe.guider).__name__,
-            allowed="ClassifierFreeGuidance; a pipeline has one guider, and one bank in it",
-        )
+    _check_plain(type(pipe.guider))
     blocks = insert(guard, pipe.blocks)
     new = type(pipe)(blocks=blocks, pretrained_model_name_or_path=None)
-    own = {name: part for name, part in pipe.components.items() if part is not None}
-    own["guider"] = PrototypeGuidance.of(guard, **_plain(pipe.guider.config))
-    own["guider"]._diffusers_load_id = "null"  # as diffusers marks what it makes from options
+    loaded = {name: getattr(pipe, name) for name in pipe.pretrained_component_names}
+    made = {name: getattr(pipe, name) for name in pipe.config_component_names}
+    made["guider"] = PrototypeGuidance.of(guard, **_plain(pipe.guider.config))
     configs = {spec.name: pipe.config[spec.name] for spec in blocks.expected_configs}
-    new.update_components(**own, **configs)
+    new.update_components(**{n: p for n, p in loaded.items() if p is not None}, **configs)
+    new.register_components(**made)  # update_components refuses processors of images
     return new
+
+
+def _check_plain(guider: type[Any] | None) -> None:
+    if guider is not ClassifierFreeGuidance:
+        raise EditError(
+            "a guider is there already",
+            got=getattr(guider, "__name__", None),
+            allowed="ClassifierFreeGuidance; a pipeline has one guider, and one bank in it",
+        )
 
 
 def _after_input(blocks: Any) -> tuple[Any, int] | None:
@@ -497,7 +498,3 @@ def _options(guard: PrototypeGuard) -> dict[str, float]:
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
-
-
-def _prediction(at: int) -> str:
-    return "pred_proto" if at == 0 else f"pred_proto_{at + 1}"

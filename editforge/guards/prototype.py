@@ -8,6 +8,7 @@ between its concepts draws mush.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,18 +21,9 @@ from torch import Tensor
 from editforge.ground.errors import EditError, HubError, PackageError
 from editforge.ground.files import read_header, read_tensors, write_safetensors
 from editforge.guards.bank import Facts, check_shapes, read_facts
-from editforge.guards.core import (
-    Added,
-    Ask,
-    Guard,
-    Moment,
-    Quiet,
-    Reading,
-    Speaks,
-    Texts,
-    check_encoders,
-)
+from editforge.guards.core import Guard, check_encoders
 from editforge.guards.gate import scores
+from editforge.guards.words import Added, Ask, Moment, Quiet, Reading, Speaks, Texts
 
 _PROVENANCE = "editforge_provenance"
 
@@ -54,6 +46,12 @@ class PrototypeGuard(Guard):
     tensors: Mapping[str, Tensor]
     facts: Facts
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength < math.inf:
+            raise EditError(
+                "this is no strength of a guard", got=self.strength, allowed="numbers from 0 on"
+            )
+
     @classmethod
     def from_pretrained(
         cls, place: str | os.PathLike[str], *, revision: str | None = None, token: Any = None
@@ -71,7 +69,7 @@ class PrototypeGuard(Guard):
         path = Path(place).expanduser()
         if path.is_dir():
             path = next((path / sub for sub in _WITHIN if (path / sub).is_file()), path / cls.file)
-        if not path.exists() and len(Path(place).parts) == 2 and not path.suffix:
+        if not path.exists() and len(Path(place).parts) == 2 and path.name != cls.file:
             path = _downloaded(str(place), cls.file, revision, token)
         return cls.load(path)
 
@@ -90,8 +88,8 @@ class PrototypeGuard(Guard):
         check_shapes(tensors, facts, path.name)
         try:
             strength, provenance = json.loads(metadata.get(_PROVENANCE, "[1.0, {}]"))
-            good = isinstance(provenance, dict) and float(strength) >= 0
-        except (ValueError, TypeError, RecursionError):
+            good = isinstance(provenance, dict) and 0 <= float(strength) < math.inf
+        except (ValueError, TypeError, OverflowError, RecursionError):
             good = False
         if not good:
             raise PackageError(f"{path.name} does not say how strong it is, and where it is from")
@@ -255,7 +253,7 @@ class _Steered(Quiet):
 
     def asks(self, moment: Moment, empty: Texts) -> Sequence[Ask]:
         """eps(z, p) of each winner, inside the window."""
-        if not self._beta or moment.step >= int(round(self._guidance.window * moment.steps, 6)):
+        if not self._beta or not moment.within(self._guidance.window):
             return ()
         found = []
         for winner in self._winners:
@@ -283,8 +281,12 @@ def _mixed(given: Texts, target: Texts, share: float) -> Texts:
     return Texts(states, pooled)
 
 
-_WITHIN = ("bank.safetensors", "guide/bank.safetensors", "bank/bank.safetensors")
-_WITHIN += ("package/bank/bank.safetensors",)
+_WITHIN = (
+    "bank.safetensors",
+    "guide/bank.safetensors",
+    "bank/bank.safetensors",
+    "package/bank/bank.safetensors",
+)
 
 
 def _downloaded(repo: str, file: str, revision: str | None, token: Any) -> Path:

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from editforge.artifacts.concepts import Concept
 from editforge.families.encode import TextEncoder
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import filled
@@ -22,12 +21,12 @@ from editforge.guards.bank import Guarded
 from editforge.guards.gate import scores
 
 CAPTIONS = (
-    "I see {a} here",
-    "{a} in the middle of the image",
-    "please show me {a}, high quality",
-    "{n}, centered, detailed, isolated",
-    "two of them: {a} and {a}",
-    "something that looks like {a} next to a wall",
+    "the {n}",
+    "one {n}",
+    "{n}, {n}",
+    "{a} in a picture",
+    "a small {n}",
+    "{n} and an icon",
 )
 _BATCH = 64
 
@@ -108,11 +107,6 @@ def prompts_with(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(filled(t, name) for name in names for t in templates))
 
 
-def guilty_prompts(concept: Concept) -> list[str]:
-    """The concept's names in captions that nothing was mined or calibrated with."""
-    return prompts_with(concept.names, CAPTIONS)
-
-
 def prompts_in(path: str) -> list[str]:
     """The prompts of a text file, one a line; empty lines and those that begin with # are left out.
 
@@ -139,7 +133,10 @@ def reader(encoder: TextEncoder) -> Callable[[Sequence[str]], Tensor]:
 
 
 def _scores(
-    read: Callable[[Sequence[str]], Tensor], prompts: Sequence[str], center: Tensor, selector: Tensor
+    read: Callable[[Sequence[str]], Tensor],
+    prompts: Sequence[str],
+    center: Tensor,
+    selector: Tensor,
 ) -> Tensor:
     parts = [prompts[at : at + _BATCH] for at in range(0, len(prompts), _BATCH)]
     return torch.cat([scores(read(part), center, selector) for part in parts])

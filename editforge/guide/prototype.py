@@ -5,24 +5,22 @@ Prototype-Guided Concept Erasure (arXiv 2603.08271), methods.md 4.4 and 4.5.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import Field
 
+from editforge.artifacts.chosen import erased_names
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.prototypes import Prototypes
 from editforge.families.draw import default_sampler
 from editforge.families.vocabulary import thinned, word_list
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import fold
-from editforge.guards.bank import Facts, Guidance, check_shapes
+from editforge.guards.bank import Facts, Guarded, Guidance, check_shapes
 from editforge.guards.core import encoders_of
 from editforge.guards.prototype import PrototypeGuard
 from editforge.guide.calibrate import (
     CAPTIONS,
     calibrate,
-    guilty_prompts,
     prompts_in,
     prompts_with,
     reader,
@@ -35,15 +33,20 @@ class PrototypeConfig(StageConfig):
     """Options of `guide: prototype`. methods.md 4.4."""
 
     beta: float = Field(
-        4.0, ge=0, description="Pull away from the prototype; 0: only the target's states. Higher: "
-        "surer, and less of a picture."
+        4.0,
+        ge=0,
+        description="Pull away from the prototype; 0: only the target's states. Higher: "
+        "surer, and less of a picture.",
     )
     mask: float = Field(0.005, ge=0, description="Smaller differences of predictions are left out.")
     rescale: float = Field(
         0.5, ge=0, le=1, description="Share brought back to plain guidance's deviation."
     )
     window: float = Field(
-        0.6, ge=0, le=1, description="Share of the steps that ask for the prototype; each costs half."
+        0.6,
+        ge=0,
+        le=1,
+        description="Share of the steps that ask for the prototype; each costs half.",
     )
     blend: float = Field(
         0.8, ge=0, le=1, description="Share of a triggered prompt that becomes the target; 0: none."
@@ -68,9 +71,7 @@ class PrototypeConfig(StageConfig):
 
 
 @register("guide", "prototype", paper="https://arxiv.org/abs/2603.08271")
-def prototype(
-    inputs: GuideInputs, config: PrototypeConfig, context: Context
-) -> PrototypeGuard:
+def prototype(inputs: GuideInputs, config: PrototypeConfig, context: Context) -> PrototypeGuard:
     """Calibrate each concept's gate and put its prototypes into a bank.
 
     Guarantee: at most `benign_rate` of the harmless prompts that it is calibrated on trigger; every
@@ -112,10 +113,11 @@ def prototype(
 
 def _bank(
     inputs: GuideInputs, found: Prototypes, config: PrototypeConfig, context: Context
-) -> tuple[dict[str, torch.Tensor], list[Any]]:
+) -> tuple[dict[str, torch.Tensor], list[Guarded]]:
     read = reader(context.model.encoder)
-    center, rows, concepts, selectors, which = found.tensors["center"], [], [], [], []
-    start = 0
+    center, start = found.tensors["center"], 0
+    rows, which = list[int](), list[int]()
+    concepts, selectors = list[Guarded](), list[torch.Tensor]()
     for entry in found.modes:
         numbers = [c.number for c in entry.clusters if c.number not in config.without]
         own = [start + number for number in numbers]
@@ -127,8 +129,12 @@ def _bank(
             raise RecipeError(
                 f"every cluster of {entry.concept!r} is left out", got=f"without: {config.without}"
             )
-        benign, unseen = _benign(inputs, entry.drawn, config, context)
-        guilty = prompts_in(config.held_out) if config.held_out else guilty_prompts(concept)
+        benign, unseen = _benign(inputs, config, context)
+        guilty = (
+            prompts_in(config.held_out)
+            if config.held_out
+            else prompts_with(erased_names(concept, inputs), CAPTIONS)
+        )
         done = calibrate(
             concept.name,
             read,
@@ -156,15 +162,21 @@ def _bank(
     return tensors, concepts
 
 
+def _guilty(concept: Concept, inputs: GuideInputs, config: PrototypeConfig) -> list[str]:
+    """Prompts with the concept, in captions that nothing was mined or calibrated with."""
+    if config.held_out is not None:
+        return prompts_in(config.held_out)
+    return prompts_with(erased_names(concept, inputs), CAPTIONS)
+
+
 def _benign(
-    inputs: GuideInputs, drawn: tuple[str, ...], config: PrototypeConfig, context: Context
+    inputs: GuideInputs, config: PrototypeConfig, context: Context
 ) -> tuple[list[str], list[str]]:
     """Prompts for the threshold, and held-out ones: other captions of the same words, or every other."""
     if config.benign is not None:
         prompts = thinned(prompts_in(config.benign), 2 * config.num_benign)
         return prompts[::2], prompts[1::2]
-    gone = {fold(name) for concept in inputs.concepts for name in concept.names}
-    gone |= {fold(word) for word in drawn}
+    gone = {fold(name) for concept in inputs.concepts for name in erased_names(concept, inputs)}
     words = [w for w in word_list(context.model, "family") if fold(w) not in gone]
     templates = context.model.family.templates.get("object", ("{n}",))
     used = thinned(words, max(20, config.num_benign // len(templates)))

@@ -128,7 +128,9 @@ def clip_place(which: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(which, allow_patterns=["*.json", "*.txt", "model.safetensors"]))
+        return Path(
+            snapshot_download(which, allow_patterns=["*.json", "*.txt", "model.safetensors"])
+        )
     except Exception as error:  # the client raises many kinds; each means that it is not here
         raise RecipeError(
             "this CLIP model cannot be had from the Hub",

@@ -34,7 +34,9 @@ class Modes:
 def differences(with_: Tensor, without: Tensor, vectors: Literal["mean", "cross"]) -> Tensor:
     """Unit vectors (pairs, m, w) from features (pairs, images, w) of both; m is 1 or images^2."""
     if vectors == "mean":
-        return normalize(with_.mean(dim=1, keepdim=True) - without.mean(dim=1, keepdim=True), dim=-1)
+        return normalize(
+            with_.mean(dim=1, keepdim=True) - without.mean(dim=1, keepdim=True), dim=-1
+        )
     cross = with_[:, :, None] - without[:, None]
     return normalize(cross.flatten(1, 2), dim=-1)
 
@@ -65,7 +67,9 @@ def modes(with_: Tensor, without: Tensor, number: int | None, vectors: str, seed
     return Modes(centers, labels.reshape(own.shape[:2]), found)
 
 
-def _chosen(with_: Tensor, without: Tensor, vectors: str, seed: int) -> tuple[int, dict[int, float]]:
+def _chosen(
+    with_: Tensor, without: Tensor, vectors: str, seed: int
+) -> tuple[int, dict[int, float]]:
     """K by pairs held out: every fourth."""
     held = torch.arange(len(with_)) % 4 == 3
     if not held.any():
@@ -79,7 +83,9 @@ def _chosen(with_: Tensor, without: Tensor, vectors: str, seed: int) -> tuple[in
             break
         found[number] = coverage(test, _kmeans(train, number, seed)[0])
     numbers = list(found)
-    pays = [n for n, twice in zip(numbers, numbers[1:], strict=False) if found[twice] - found[n] < _GAIN]
+    pays = [
+        n for n, twice in zip(numbers, numbers[1:], strict=False) if found[twice] - found[n] < _GAIN
+    ]
     return (pays[0] if pays else numbers[-1]), found
 
 
@@ -104,6 +110,7 @@ def drawn_words(pictures: Tensor, others: Tensor, names: Tensor, words: Sequence
         pictures: (n, w) features of pictures with the concept.
         others: (m, w) of those without.
         names: (V, w) features of `words`.
+        words: of a list.
 
     Returns:
         The words that at least one picture in twenty is nearest to, and four times as many as without

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from editforge.artifacts.concepts import Concept
 from editforge.ground.disk import read_yaml
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import filled
@@ -36,9 +35,9 @@ def dropped(template: str) -> str:
     return re.sub(r"\s*,(\s*,)*", ",", text).strip(" ,")
 
 
-def pairs_of(concept: Concept, templates: Sequence[str], count: int) -> list[Pair]:
-    """`count` pairs: every name of the concept in every template, in turn, until there are enough."""
-    texts = [(filled(t, name), dropped(t)) for t in templates for name in concept.names]
+def pairs_of(names: Sequence[str], templates: Sequence[str], count: int) -> list[Pair]:
+    """`count` pairs: every name of a concept in every template, in turn, until there are enough."""
+    texts = [(filled(t, name), dropped(t)) for t in templates for name in names]
     return [Pair(*texts[at % len(texts)], at // len(texts)) for at in range(count)]
 
 
@@ -52,8 +51,15 @@ def pairs_in(path: str) -> list[Pair]:
     found = []
     for row in rows if isinstance(rows, list) else []:
         texts = [row.get("with"), row.get("without")] if isinstance(row, dict) else row
-        good = isinstance(texts, list) and len(texts) == 2 and all(isinstance(t, str) for t in texts)
-        if not good or not texts[0].strip() or texts[0] == texts[1] or max(map(len, texts)) > 2000:
+        good = (
+            isinstance(texts, list) and len(texts) == 2 and all(isinstance(t, str) for t in texts)
+        )
+        if (
+            not good
+            or not str(texts[0]).strip()
+            or texts[0] == texts[1]
+            or max(map(len, texts)) > 2000
+        ):
             raise RecipeError(
                 f"{Path(path).name} has a row that is no pair of prompts",
                 got=str(row)[:120],
@@ -62,6 +68,8 @@ def pairs_in(path: str) -> list[Pair]:
         found.append(Pair(*texts))
     if not found or len(found) > MOST:
         raise RecipeError(
-            f"{Path(path).name} holds no list of pairs", got=len(found), allowed=f"1 to {MOST} pairs"
+            f"{Path(path).name} holds no list of pairs",
+            got=len(found),
+            allowed=f"1 to {MOST} pairs",
         )
     return found

@@ -7,9 +7,9 @@
 *Prompt* (form B): m free token embeddings, read by the whole encoder, kept as states.
 
 *Selector*: the direction of text states along which a cluster stands out from what people write.
-In CLIP's space a cluster is told from words by v_k = (S + lambda I)^-1 c_k, S the covariance of the words'
-features, as Fisher's discriminant has it; ridge regression carries <., v_k> over to the states that
-the denoiser reads.
+In CLIP's space a cluster is told from words by v_k = (S + lambda I)^-1 c_k, S the covariance of the
+words' features, as Fisher's discriminant has it; ridge regression carries <., v_k> over to the
+states that the denoiser reads.
 """
 
 from __future__ import annotations
@@ -82,9 +82,7 @@ def prompts_for(
         return Aligned(states, cosine())
 
 
-def selectors_for(
-    centers: Tensor, ends: Tensor, features: Tensor
-) -> tuple[Tensor, Tensor]:
+def selectors_for(centers: Tensor, ends: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
     """`selector` (K, d) and `center` (d,) for `guards.gate`.
 
     Args:

@@ -25,14 +25,15 @@ from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighborhood, Neighbors
 from editforge.artifacts.prototypes import Cluster, Modes, Prototypes
 from editforge.families.draw import default_sampler, sample
-from editforge.families.vocabulary import check_words, thinned, word_list
+from editforge.families.vocabulary import check_words, load_vocabulary, thinned
 from editforge.ground.errors import RecipeError
 from editforge.ground.keyed import keyed
 from editforge.ground.names import filled, fold
 from editforge.judges.clip import load_clip
 from editforge.mine.clusters import drawn_words, modes
-from editforge.mine.contrast import Pair, pairs_in, pairs_of
+from editforge.mine.contrast import pairs_in, pairs_of
 from editforge.mine.directions import prompts_for, selectors_for, tokens_for
+from editforge.mine.members import SHOWN, Kin, kin_of
 from editforge.mine.sheet import Row, sheet_png
 from editforge.mine.tower import Tower
 from editforge.recipe.contract import Context, MineInputs, StageConfig
@@ -64,6 +65,13 @@ class PrototypesConfig(StageConfig):
     steps: int = Field(400, ge=1, description="Of the text-side alignment.")
     prompt_length: int = Field(4, ge=1, le=16, description="Free tokens of the form prompt.")
     words: str = Field("family", description="Names clusters, and is what prompts say without it.")
+    member_similarity: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Of kind broad: words as near as this are members, erased too; half as near, "
+        "if the pictures show them. 1: none but those listed.",
+    )
     num_words: int = Field(400, ge=16, description="Longer lists are thinned to this many.")
 
     def check_early(self, concepts: tuple[Concept, ...]) -> None:
@@ -98,9 +106,23 @@ class _Drawn:
     without: Tensor
 
 
+@dataclass(frozen=True)
+class _Named:
+    """What one concept is called: its names, members that were found, and words that are neither."""
+
+    concept: Concept
+    members: tuple[str, ...]
+    others: tuple[str, ...]
+    kin: Kin
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.concept.names, *self.members)
+
+
 @register("mine", "prototypes", paper="https://arxiv.org/abs/2603.08271")
 def prototypes(inputs: MineInputs, config: PrototypesConfig, context: Context) -> Neighbors:
-    """Clusters of every concept, with a prototype and a selector each; no named neighbors.
+    """Clusters of every concept, with a prototype and a selector each; members of a broad one.
 
     Guarantee: both prompts of a pair are drawn from the same noise; equal inputs give equal bytes; a
     killed run goes on with the pictures that it has drawn.
@@ -111,38 +133,52 @@ def prototypes(inputs: MineInputs, config: PrototypesConfig, context: Context) -
     clip = load_clip(config.clip, context.model.family.name)
     assert clip is not None  # check_model
     tower = Tower(clip, context.model.encoder, context.model.family)
-    words = _words(inputs.concepts, config, context)
-    found, entries = [], []
-    for concept in inputs.concepts:
-        drawn = _draw(concept, config, context, clip)
-        modes_, vectors = _modes(concept, drawn, config, context, tower, words)
-        entries.append(modes_)
-        found.append(vectors)
-    tensors = {name: torch.cat([one[name] for one in found]) for name in found[0] if name != "center"}
-    tensors["center"] = torch.stack([one["center"] for one in found]).mean(dim=0)
-    sheets = {f"clusters-{at}.png": data for at, data in enumerate(one[1] for one in entries)}
+    entries, vectors, sheets, near = [], [], {}, []
+    for at, concept in enumerate(inputs.concepts):
+        named = _named(concept, inputs.concepts, config, context)
+        drawn = _draw(named, config, context, clip)
+        found, shown = _modes(named, drawn, config, context, tower)
+        entries.append(found.entry)
+        vectors.append(found.tensors)
+        sheets[f"clusters-{at}.png"] = _sheet(
+            found.entry, drawn, found.tensors["centroid"], context
+        )
+        rows = named.kin.rows(named.members, "a kind of it")
+        rows += named.kin.rows(shown, "drawn for it, and near")
+        near.append(Neighborhood(concept=concept.name, words=tuple(rows)))
+        context.say(_said(found.entry, [row.word for row in rows]))
+    tensors = {
+        key: torch.cat([one[key] for one in vectors]) for key in vectors[0] if key != "center"
+    }
+    tensors["center"] = torch.stack([one["center"] for one in vectors]).mean(dim=0)
     return Neighbors(
         source=config.words,
-        concepts=tuple(Neighborhood(concept=concept.name) for concept in inputs.concepts),
-        prototypes=Prototypes(
-            tensors, config.form, clip.sha256, tuple(one[0] for one in entries), sheets
-        ),
+        concepts=tuple(near),
+        prototypes=Prototypes(tensors, config.form, clip.sha256, tuple(entries), sheets),
     )
 
 
-def _words(
-    concepts: Sequence[Concept], config: PrototypesConfig, context: Context
-) -> list[str]:
-    """What people write about, without the concepts themselves."""
-    gone = {fold(name) for concept in concepts for name in concept.names}
-    listed = [w for w in word_list(context.model, config.words) if fold(w) not in gone]
-    return thinned(listed, config.num_words)
+def _named(
+    concept: Concept, concepts: Sequence[Concept], config: PrototypesConfig, context: Context
+) -> _Named:
+    known = load_vocabulary(context.model, config.words, context.bar, context.team)
+    kin = kin_of(concept, known, context.model)
+    gone = {fold(name) for other in concepts for name in other.names}
+    broad = concept.kind == "broad" and config.member_similarity < 1
+    members = kin.near(config.member_similarity) if broad else []
+    members = [word for word in members if fold(word) not in gone]
+    others = [w for w in known.words if fold(w) not in gone and w not in members]
+    return _Named(concept, tuple(members), tuple(thinned(others, config.num_words)), kin)
 
 
-def _draw(concept: Concept, config: PrototypesConfig, context: Context, clip: Any) -> _Drawn:
-    family = context.model.family
+def _draw(named: _Named, config: PrototypesConfig, context: Context, clip: Any) -> _Drawn:
+    family, concept = context.model.family, named.concept
     templates = family.templates.get(concept.kind, ("{n}",))
-    pairs = pairs_in(config.pairs) if config.pairs else pairs_of(concept, templates, config.num_pairs)
+    pairs = (
+        pairs_in(config.pairs)
+        if config.pairs
+        else pairs_of(named.names, templates, config.num_pairs)
+    )
     pipe, sampler = context.model.pipeline(), default_sampler(family)
     key = re.sub(r"\W+", "-", fold(concept.name))
 
@@ -175,43 +211,46 @@ def _draw(concept: Concept, config: PrototypesConfig, context: Context, clip: An
     return _Drawn(with_, *features)
 
 
+@dataclass(frozen=True)
+class _Found:
+    entry: Modes
+    tensors: dict[str, Tensor]
+
+
 def _modes(
-    concept: Concept,
-    drawn: _Drawn,
-    config: PrototypesConfig,
-    context: Context,
-    tower: Tower,
-    words: list[str],
-) -> tuple[tuple[Modes, bytes], dict[str, Tensor]]:
-    pairs, pictures = drawn.features.shape[:2]
+    named: _Named, drawn: _Drawn, config: PrototypesConfig, context: Context, tower: Tower
+) -> tuple[_Found, list[str]]:
+    """Clusters and vectors of one concept, and words near it that its pictures show."""
+    concept, (pairs, pictures) = named.concept, drawn.features.shape[:2]
     if config.num_prototypes and config.num_prototypes > pairs:
         raise RecipeError(
             "more prototypes than pairs", got=config.num_prototypes, allowed=f"1 to {pairs}"
         )
-    found = modes(drawn.features, drawn.without, config.num_prototypes, config.vectors, context.seed)
+    found = modes(
+        drawn.features, drawn.without, config.num_prototypes, config.vectors, context.seed
+    )
     K = len(found.centers)
     generator = keyed(context.seed, "prototypes", concept.name)
     if config.form == "token":
         aligned = tokens_for(found.centers, tower, config.steps, generator)
-        tensors = {
-            "token": aligned.states,
-            "position": torch.full((K,), tower.window - 1, dtype=torch.int32),
-        }
+        at = torch.full((K,), tower.window - 1, dtype=torch.int32)
+        tensors = {"token": aligned.states, "position": at}
     else:
-        aligned = prompts_for(
-            found.centers, tower, config.steps, config.prompt_length, generator
-        )
+        aligned = prompts_for(found.centers, tower, config.steps, config.prompt_length, generator)
         tensors = {"prompt_embeds": aligned.states}
-    everything = [*concept.names, *words]
-    named = tower.clip.names(everything)
+    everything = [*named.names, *named.others]
+    texts = tower.clip.names(everything)
     flat = [features.flatten(0, 1) for features in (drawn.features, drawn.without)]
-    shown = [w for w in drawn_words(flat[0], flat[1], named, everything) if w in words]
+    shown = []
+    if concept.kind == "broad" and config.member_similarity < 1:
+        seen = drawn_words(flat[0], flat[1], texts, everything)
+        shown = named.kin.near(SHOWN * config.member_similarity, set(seen) & set(named.others))
     templates = context.model.family.templates.get("object", ("{n}",))
-    kept = [word for word in words if word not in shown]
+    kept = [word for word in named.others if word not in shown]
     ends, features = tower.read([filled(t, word) for word in kept for t in templates])
     selector, center = selectors_for(found.centers, ends, features)
     tensors |= {"centroid": found.centers, "selector": selector, "center": center}
-    near = named @ found.centers.T  # (names + V, K)
+    near = texts @ found.centers.T  # (names + V, K)
     clusters = []
     for number in range(K):
         order = near[:, number].argsort(descending=True, stable=True)[:6].tolist()
@@ -228,17 +267,15 @@ def _modes(
         pairs=pairs,
         pictures=pictures,
         coverage={number: round(value, 4) for number, value in found.coverage.items()},
-        drawn=tuple(shown),
         clusters=tuple(clusters),
     )
-    context.say(_said(entry))
-    return (entry, _sheet(entry, drawn, found.centers, context)), tensors
+    return _Found(entry, tensors), shown
 
 
-def _said(entry: Modes) -> str:
+def _said(entry: Modes, members: Sequence[str]) -> str:
     what = f"{entry.concept!r}: {len(entry.clusters)} prototypes of {entry.pairs} pairs"
-    shown = f"; the model draws {', '.join(entry.drawn[:6])}" if entry.drawn else ""
-    return f"{what}{shown}; look at mine/clusters-*.png before you trust them"
+    taken = f"; it takes with it {', '.join(members)}" if members else ""
+    return f"{what}{taken}; look at mine/clusters-*.png before you trust them"
 
 
 def _sheet(entry: Modes, drawn: _Drawn, centers: Tensor, context: Context) -> bytes:

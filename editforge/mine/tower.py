@@ -78,7 +78,7 @@ class Tower:
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """The pipeline's states at the end of each text (n, d), and CLIP's unit features there (n, w)."""
+        """The pipeline's states at the end of each text (n, d), CLIP's unit features there (n, w)."""
         lengths = [min(len(self._encoder.tokens(text)), self.window - 2) for text in texts]
         states = self._encoder.encode(list(texts), window=max(lengths, default=0) + 2)
         at = torch.tensor(lengths) + 1
@@ -107,7 +107,9 @@ class Tower:
             out = self._text(input_ids=filler, output_hidden_states=True)
         finally:
             handle.remove()
-        feature = normalize(self.clip.model.text_projection(out.last_hidden_state[:, 1 + m]), dim=-1)
+        feature = normalize(
+            self.clip.model.text_projection(out.last_hidden_state[:, 1 + m]), dim=-1
+        )
         return self._kind(out), feature
 
     @property

@@ -1,4 +1,4 @@
-"""A bank of prototypes: a few vectors that a guard steers a stock pipeline by. Its user needs our code."""
+"""A bank of prototypes: a few vectors by which a guard steers a stock pipeline. It needs our code."""
 
 from __future__ import annotations
 
