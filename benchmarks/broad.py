@@ -170,10 +170,14 @@ def variants(concept: Concept, root: Path) -> dict[str, Any]:
 
     def proto(*sets: str) -> Any:
         name = "-".join("".join(c if c.isalnum() else "_" for c in s) for s in sets) or "prototype"
-        return made(concept, "prototype", root / name[-120:], sets)
+        return made(concept, "prototype", root / f"bank-{name[-100:]}", sets)
 
     def changed(**guidance: float) -> Any:
-        return proto().with_guidance(**guidance)
+        return proto().with_guidance(**guidance)  # the same bank, other constants
+
+    def pushed(beta: float, *sets: str) -> Any:
+        """The paper's rule alone: whether more prototypes pay shows where nothing else acts."""
+        return proto(*sets).with_guidance(beta=beta, blend=0)
 
     found: dict[str, Any] = {
         "prototype": proto,
@@ -226,12 +230,9 @@ def main() -> None:
     for name in options.variants:
         rows[name] = table.measure(name, known[name]())
         print(line(name, rows[name]), flush=True)
-        sheet = [table.images[i] for i, p in enumerate(table.rows) if p.set not in ("near", "far")][
-            :96
-        ]
-        grid = np.concatenate(
-            [np.concatenate(sheet[i : i + 16], 1) for i in range(0, len(sheet) // 16 * 16, 16)], 0
-        )
+        own = [i for i, p in enumerate(table.rows) if p.set not in ("near", "far")][:96]
+        lines = [list(table.images[own[i : i + 16]]) for i in range(0, len(own) // 16 * 16, 16)]
+        grid = np.concatenate([np.concatenate(line, 1) for line in lines], 0)
         Image.fromarray(grid).save(root / f"{name}.png")
         (root / "rows.json").write_text(json.dumps(rows, indent=1))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -83,9 +84,7 @@ def _chosen(
             break
         found[number] = coverage(test, _kmeans(train, number, seed)[0])
     numbers = list(found)
-    pays = [
-        n for n, twice in zip(numbers, numbers[1:], strict=False) if found[twice] - found[n] < _GAIN
-    ]
+    pays = [n for n, twice in pairwise(numbers) if found[twice] - found[n] < _GAIN]
     return (pays[0] if pays else numbers[-1]), found
 
 
