@@ -184,7 +184,7 @@ def variants(concept: Concept, root: Path) -> dict[str, Any]:
         "closed": partial(made, concept, "default", root / "closed"),
     }
     for beta in (0.0, 2.0, 4.0, 8.0, 20.0):
-        for blend in (0.0, 0.6, 0.8, 1.0):
+        for blend in (0.0, 0.6, 0.8, 0.9, 1.0):
             found[f"beta{beta:g}-blend{blend:g}"] = partial(changed, beta=beta, blend=blend)
     for K in (1, 2, 4, 8, 16):
         for form in ("token", "prompt"):

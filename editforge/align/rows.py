@@ -6,7 +6,7 @@ training (`current`). Those of a mixture's leading candidate are drawn when it f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from editforge.align.objective import (
 )
 from editforge.align.options import LoraOptions
 from editforge.align.pool import Pool, Sampler, build_pool
-from editforge.align.prompts import Prompts
+from editforge.align.prompts import ErasedPrompt, Prompts
 from editforge.ground.keyed import keyed
 from editforge.recipe.contract import Context
 
@@ -65,6 +65,7 @@ class Gatherer:
         mixture: of candidate targets, where the method has one.
         noise: of the mixture at a step, from 0 to 1.
         lead_runs: sampling runs of a candidate that comes to lead.
+        told: a method's own conditions: from an erased prompt and the empty one to a text.
     """
 
     options: LoraOptions
@@ -75,6 +76,7 @@ class Gatherer:
     mixture: Mixture | None = None
     noise: Callable[[int], float] = lambda step: 1.0
     lead_runs: int = 8
+    told: Mapping[str, Callable[[ErasedPrompt, Encoded], Encoded]] = field(default_factory=dict)
     _pools: dict[str, Pool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -155,6 +157,8 @@ class Gatherer:
         if condition == EMPTY:
             return self.prompts.empty
         prompt = self.prompts.erased[run]
+        if condition in self.told:
+            return self.told[condition](prompt, self.prompts.empty)
         return {ERASED: prompt.erased, TARGET: prompt.target}[condition]
 
     def _mixed(self, run: int, sample: int) -> Encoded:

@@ -12,7 +12,7 @@ own module, in no wrapper. accelerate launches the processes, sums, and tracks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -26,7 +26,7 @@ from editforge.align.denoiser import Denoiser, Encoded
 from editforge.align.mixture import Mixture
 from editforge.align.objective import MIXTURE, Objective, Row, Turn
 from editforge.align.options import LoraOptions
-from editforge.align.prompts import Prompts
+from editforge.align.prompts import ErasedPrompt, Prompts
 from editforge.align.rows import Gatherer, Rows
 from editforge.align.state import Player, State
 from editforge.align.swapped import Swapped, part_of
@@ -62,6 +62,7 @@ def train(
     context: Context,
     *,
     concept_share: float = 1.0,
+    told: Mapping[str, Callable[[ErasedPrompt, Encoded], Encoded]] | None = None,
 ) -> WeightEdit:
     """Train one LoRA for all concepts on top of an edit; the result holds both.
 
@@ -74,6 +75,7 @@ def train(
         objective: what is aligned with what.
         context: model, seed, processes, and the folder of the checkpoints.
         concept_share: share of samples at the concept itself; the others are at fresh neighbors.
+        told: texts of conditions that are the method's own; see `Gatherer`.
 
     Raises:
         RecipeError: modules that are not there, a precision the model has not; EditError: the loss
@@ -81,6 +83,7 @@ def train(
     """
     refuse_dense(inputs.edit)
     with training(inputs, options, objective, context, concept_share) as loop:
+        loop.gather.told = told or {}
         if options.steps == 0:
             return inputs.edit
         loop.run()

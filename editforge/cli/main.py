@@ -10,6 +10,7 @@ import typer
 
 from editforge.cli.erase import erase, run
 from editforge.cli.graph import graph
+from editforge.cli.guard import guard
 from editforge.cli.listing import doctor, list_
 from editforge.cli.output import BAD_INPUT, INTERRUPTED, Output, guarded
 from editforge.cli.saved import evaluate, inspect, package, push, verify
@@ -28,6 +29,7 @@ app = typer.Typer(
 for verb in (erase, run, graph, evaluate, package, push, verify, inspect, doctor):
     app.command()(verb)
 app.command("list")(list_)
+app.add_typer(guard)
 
 
 def _version(wanted: bool) -> None:

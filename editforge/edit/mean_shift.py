@@ -121,8 +121,14 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     Raises:
         EditError: a check refuses, or two erased names are one to the encoder.
     """
+    return solved(mean_system(inputs, config, context), inputs, config, context)
+
+
+def solved(
+    system: System, inputs: EditInputs, config: MeanShiftConfig, context: Context
+) -> EditOutput:
+    """The solve of `mean_shift` for columns that are read already; see there."""
     model = context.model
-    system = _system(inputs, config, context)
     if inputs.earlier is not None:
         system = system.joined(inputs.earlier)
     columns = _columns([str(row["kind"]) for row in system.rows], config, context)
@@ -159,7 +165,7 @@ def mean_shift(inputs: EditInputs, config: MeanShiftConfig, context: Context) ->
     return EditOutput(WeightEdit(factors, {}, 1.0, exact, provenance(system, checks)), system)
 
 
-def _system(inputs: EditInputs, config: MeanShiftConfig, context: Context) -> System:
+def mean_system(inputs: EditInputs, config: MeanShiftConfig, context: Context) -> System:
     """Means of every group of every erased name, and of its target's same group."""
     readers = {c.kind: _columns([str(c.kind)], config, context) for c in inputs.concepts}
     means: list[Tensor] = []

@@ -33,10 +33,10 @@ class PrototypeConfig(StageConfig):
     """Options of `guide: prototype`. methods.md 4.4."""
 
     beta: float = Field(
-        4.0,
+        0.0,
         ge=0,
-        description="Pull away from the prototype; 0: only the target's states. Higher: "
-        "surer, and less of a picture.",
+        description="Pull away from the prototype, 20 in the paper's release; 0: the target's states "
+        "alone, at no cost. Higher: surer without a target, and less of a picture.",
     )
     mask: float = Field(0.005, ge=0, description="Smaller differences of predictions are left out.")
     rescale: float = Field(

@@ -110,7 +110,9 @@ def remedy_of(place: str, report: Report) -> str | None:
     except EditforgeError:  # a stranger's: the verdict stands without it
         return None
     if file == own:
-        targets, output = Targets.load(where / "target"), fresh_folder(where)
+        chosen = where / "target"  # a guide may have none
+        targets = Targets.load(chosen) if chosen.is_dir() else None
+        output = fresh_folder(where)
         hand = from_record(load_edit(where).provenance)
         command, recipe = starting_from(where, recipe, hand)
     else:
