@@ -190,8 +190,10 @@ def variants(concept: Concept, root: Path) -> dict[str, Any]:
         for form in ("token", "prompt"):
             sets = (f"mine.prototypes.num_prototypes={K}", f"mine.prototypes.form={form}")
             found[f"K{K}-{form}"] = partial(pushed, 20.0 if form == "token" else 4.0, *sets)
-    for guard in ("negative-prompt", "sld", "semantic-surgery"):
-        sets = (f"guide={{use: {guard}}}", *NULL_MINE, "package={export: [guard]}")
+    others = {"negative-prompt": "", "sld": "", "sld-max": ", level: max", "semantic-surgery": ""}
+    for guard, options in others.items():
+        use = guard.removesuffix("-max")
+        sets = (f"guide={{use: {use}{options}}}", *NULL_MINE, "package={export: [guard]}")
         found[guard] = partial(made, concept, "prototype", root / guard, sets)
     found["baked"] = partial(made, concept, "prototype-baked", root / "baked")
     return found
