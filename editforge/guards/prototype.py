@@ -71,6 +71,13 @@ class PrototypeGuard(Guard):
             path = next((path / sub for sub in _WITHIN if (path / sub).is_file()), path / cls.file)
         if not path.exists() and len(Path(place).parts) == 2 and path.name != cls.file:
             path = _downloaded(str(place), cls.file, revision, token)
+        if not path.is_file():
+            raise PackageError(
+                "no bank here",
+                got=str(place),
+                allowed=f"{cls.file}, a run or a package that holds it, or OWNER/NAME on the Hub",
+                next="editforge guard build CONCEPT",
+            )
         return cls.load(path)
 
     @classmethod
