@@ -76,7 +76,8 @@ class Prototypes:
 
     Args:
         tensors: `centroid` (K, w) in CLIP's space, `selector` (K, d) and `center` (d,) in that of
-            text states; `token` (K, d) at `position` (K,), or `prompt_embeds` (K, q, d).
+            text states; `token` (K, d) at `position` (K,), or `prompt_embeds` (K, q, d);
+            `name_selector` (M, d) and `name_prototype` (M,) of the names that are listed.
         form: token or prompt.
         selector_model: sha256 of the CLIP.
         modes: one entry a concept.
@@ -122,7 +123,8 @@ class Prototypes:
             ) from None
         tensors = read_tensors(path, table=table)
         K = sum(len(entry.clusters) for entry in header.modes)
-        short = [name for name, value in tensors.items() if name != "center" and len(value) != K]
+        own = {name: value for name, value in tensors.items() if not name.startswith("name_")}
+        short = [name for name, value in own.items() if name != "center" and len(value) != K]
         if short or "selector" not in tensors or "centroid" not in tensors:
             raise PackageError(f"{FILE} lacks vectors", got=", ".join(short) or "no selector")
         return cls(tensors, header.form, header.selector_model, header.modes)

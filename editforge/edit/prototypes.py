@@ -21,6 +21,10 @@ from editforge.recipe.registry import register
 class PrototypesConfig(MeanShiftConfig):
     """Options of `edit: prototypes`: those of `mean-shift`."""
 
+    def rank_of(self, names: int, templates: int, window: int, neighbors: int) -> int:
+        """Four a name, and at most 16 prototypes."""
+        return super().rank_of(names, templates, window, neighbors) + 16
+
 
 @register("edit", "prototypes", paper="https://arxiv.org/abs/2603.08271")
 def prototypes(inputs: EditInputs, config: PrototypesConfig, context: Context) -> EditOutput:

@@ -134,7 +134,8 @@ def check_shapes(tensors: Mapping[str, Tensor], facts: Facts, file: str) -> None
 
     `token` (K, d), `position` (K,), `selector` (K, d), `center` (d,), `concept` (K,); of the form
     `prompt` `prompt_embeds` (K, q, d) instead of `token` and `position`, and perhaps
-    `pooled_prompt_embeds` (K, p).
+    `pooled_prompt_embeds` (K, p). Listed names have selectors of their own, `name_selector` (M, d),
+    each with the prototype that it stands for, `name_prototype` (M,).
 
     Raises:
         PackageError: which tensor, and what it should be.
@@ -153,6 +154,9 @@ def check_shapes(tensors: Mapping[str, Tensor], facts: Facts, file: str) -> None
     else:
         wanted |= {"prompt_embeds": (K, None, d)}
     optional: dict[str, tuple[int | None, ...]] = {"pooled_prompt_embeds": (K, None)}
+    if "name_selector" in tensors or "name_prototype" in tensors:
+        M = len(tensors.get("name_selector", selector[:0]))
+        wanted |= {"name_selector": (M, d), "name_prototype": (M,)}
     unknown = set(tensors) - set(wanted) - set(optional)
     if unknown:
         raise PackageError(f"{file} holds a tensor that no bank has", got=sorted(unknown)[0])
@@ -166,6 +170,9 @@ def check_shapes(tensors: Mapping[str, Tensor], facts: Facts, file: str) -> None
         raise PackageError(f"{file} has prototypes of a concept that it does not name")
     if set(concept.tolist()) != set(range(len(facts.concepts))):
         raise PackageError(f"{file} names a concept without a prototype: it would never act")
+    of = tensors.get("name_prototype", concept[:0]).long()
+    if len(of) > _MOST or (len(of) and not 0 <= int(of.min()) <= int(of.max()) < K):
+        raise PackageError(f"{file} has a name of a prototype that it does not hold")
     if facts.form == "token" and int(tensors["position"].min()) < 1:
         raise PackageError(
             f"{file} puts a token where every prompt begins", got=int(tensors["position"].min())

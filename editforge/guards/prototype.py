@@ -143,7 +143,7 @@ class PrototypeGuard(Guard):
         Args:
             states: (n, q, d) as the denoiser reads them.
         """
-        own, concept = self._raw(states), self._concept
+        own, concept = self._raw(states), self._concept[self.points]
         best = [own[:, concept == c].amax(dim=1) for c in range(len(self.facts.concepts))]
         limits = torch.tensor([c.threshold for c in self.facts.concepts], device=own.device)
         return torch.stack(best, dim=1) / limits
@@ -167,8 +167,16 @@ class PrototypeGuard(Guard):
     def _concept(self) -> Tensor:
         return self.tensors["concept"].long()
 
+    @property
+    def points(self) -> Tensor:
+        """Of each selector, those of names behind the clusters' own."""
+        own = torch.arange(len(self.tensors["selector"]))
+        names = self.tensors.get("name_prototype", own[:0])
+        return torch.cat([own, names.long()])
+
     def _raw(self, states: Tensor) -> Tensor:
         center, selector = self.tensors["center"], self.tensors["selector"]
+        selector = torch.cat([selector, self.tensors.get("name_selector", selector[:0])])
         if states.shape[-1] != selector.shape[1]:
             raise EditError(
                 "this bank reads other text states",
@@ -198,9 +206,10 @@ class PrototypeRule:
         winners = []
         for index in range(len(guard.facts.concepts)):
             rows = (acts[:, index] >= 1).nonzero().flatten()
-            own = (guard._concept == index).nonzero().flatten().to(raw.device)
+            own = (guard._concept[guard.points] == index).nonzero().flatten().to(raw.device)
             if len(rows):
-                winners.append(Winner(index, rows, own[raw[rows][:, own].argmax(dim=1)]))
+                highest = own[raw[rows][:, own].argmax(dim=1)]
+                winners.append(Winner(index, rows, guard.points.to(raw.device)[highest]))
         return _Steered(self, winners, acts) if winners else Quiet()
 
     def prototypes(self, which: Tensor, empty: Texts) -> Texts:

@@ -114,14 +114,15 @@ def prototype(inputs: GuideInputs, config: PrototypeConfig, context: Context) ->
 def _bank(
     inputs: GuideInputs, found: Prototypes, config: PrototypeConfig, context: Context
 ) -> tuple[dict[str, torch.Tensor], list[Guarded]]:
-    read = reader(context.model.encoder)
-    center, start = found.tensors["center"], 0
-    rows, which = list[int](), list[int]()
-    concepts, selectors = list[Guarded](), list[torch.Tensor]()
+    """Tensors of all clusters that stay, their names' selectors behind, and each concept's facts."""
+    read, mined = reader(context.model.encoder), found.tensors
+    center, start = mined["center"], 0
+    of = mined["name_prototype"].long()
+    rows, which, points = list[int](), list[int](), list[int]()
+    concepts, clusters, names = list[Guarded](), list[torch.Tensor](), list[torch.Tensor]()
     for entry in found.modes:
-        numbers = [c.number for c in entry.clusters if c.number not in config.without]
-        own = [start + number for number in numbers]
-        start += len(entry.clusters)
+        first, start = start, start + len(entry.clusters)
+        own = [first + c.number for c in entry.clusters if c.number not in config.without]
         concept = next((c for c in inputs.concepts if c.name == entry.concept), None)
         if concept is None:
             continue
@@ -129,16 +130,13 @@ def _bank(
             raise RecipeError(
                 f"every cluster of {entry.concept!r} is left out", got=f"without: {config.without}"
             )
+        named = ((of >= first) & (of < start)).nonzero().flatten()
         benign, unseen = _benign(inputs, config, context)
-        guilty = (
-            prompts_in(config.held_out)
-            if config.held_out
-            else prompts_with(erased_names(concept, inputs), CAPTIONS)
-        )
+        guilty = _guilty(concept, inputs, config)
         done = calibrate(
             concept.name,
             read,
-            found.tensors["selector"][own],
+            torch.cat([mined["selector"][own], mined["name_selector"][named]]),
             center,
             benign,
             guilty,
@@ -151,14 +149,19 @@ def _bank(
             f"harmless prompts {done.guarded.benign_rate:.1%} trigger, of {len(guilty)} with the "
             f"concept {done.guarded.miss_rate:.1%} do not"
         )
+        # a name whose cluster is left out goes by the first that stays
+        points += [len(rows) + (own.index(at) if at in own else 0) for at in of[named].tolist()]
         rows += own
-        selectors.append(done.selector)
         which += [len(concepts)] * len(own)
+        clusters.append(done.selector[: len(own)])
+        names.append(done.selector[len(own) :])
         concepts.append(done.guarded)
     kept = ("token", "position", "prompt_embeds", "pooled_prompt_embeds")
-    tensors = {name: value[rows] for name, value in found.tensors.items() if name in kept}
-    tensors["selector"], tensors["center"] = torch.cat(selectors), center.half()
+    tensors = {name: value[rows] for name, value in mined.items() if name in kept}
+    tensors["selector"], tensors["center"] = torch.cat(clusters), center.half()
     tensors["concept"] = torch.tensor(which, dtype=torch.int32)
+    tensors["name_selector"] = torch.cat(names)
+    tensors["name_prototype"] = torch.tensor(points, dtype=torch.int32)
     return tensors, concepts
 
 

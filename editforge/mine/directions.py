@@ -103,6 +103,23 @@ def selectors_for(centers: Tensor, ends: Tensor, features: Tensor) -> tuple[Tens
     return normalize(selector, dim=-1), center
 
 
+def name_selectors(names: Tensor, ends: Tensor, center: Tensor) -> Tensor:
+    """Selectors (M, d) of names that are listed: what sets their states apart from harmless ones.
+
+    Fisher's discriminant among text states, (S + lambda I)^-1 times the mean of the name's states: a
+    cluster of pictures stands for many names, and a gate must not miss one that its user wrote down.
+
+    Args:
+        names: (M, t, d) states at the end of each name's prompts.
+        ends: (n, d) states at the end of harmless prompts.
+        center: (d,), see `selectors_for`.
+    """
+    states = normalize(ends - center, dim=-1)
+    moment = states.T @ states / len(states)
+    own = normalize(names - center, dim=-1).mean(dim=1)  # (M, d)
+    return normalize(torch.linalg.solve(_shrunk(moment, _SHRINKAGE), own.T).T, dim=-1)
+
+
 def _shrunk(spread: Tensor, share: float) -> Tensor:
     sphere = spread.diagonal().mean() * torch.eye(len(spread))
     return (1 - share) * spread + share * sphere

@@ -32,7 +32,12 @@ from editforge.ground.names import filled, fold
 from editforge.judges.clip import load_clip
 from editforge.mine.clusters import drawn_words, modes
 from editforge.mine.contrast import pairs_in, pairs_of
-from editforge.mine.directions import prompts_for, selectors_for, tokens_for
+from editforge.mine.directions import (
+    name_selectors,
+    prompts_for,
+    selectors_for,
+    tokens_for,
+)
 from editforge.mine.members import SHOWN, Kin, kin_of
 from editforge.mine.sheet import Row, sheet_png
 from editforge.mine.tower import Tower
@@ -85,6 +90,16 @@ class PrototypesConfig(StageConfig):
                     next="a run for each, and both guards on the pipeline: guard.attach(pipe)",
                 )
             pairs_in(self.pairs)
+
+    def draws(self, model: Any, concepts: int) -> int:
+        """Both prompts of every pair."""
+        pairs = len(pairs_in(self.pairs)) if self.pairs else self.num_pairs
+        return 2 * pairs * self.pictures * concepts
+
+    def mines(self, concept: Concept) -> tuple[int, int]:
+        """Members of a broad concept: nobody knows how many before."""
+        broad = concept.kind == "broad" and self.member_similarity < 1
+        return (8 if broad else 0), 0
 
     def check_model(self, model: Any) -> None:
         """Only the embedded model has a CLIP of its own."""
@@ -147,6 +162,10 @@ def prototypes(inputs: MineInputs, config: PrototypesConfig, context: Context) -
         rows += named.kin.rows(shown, "drawn for it, and near")
         near.append(Neighborhood(concept=concept.name, words=tuple(rows)))
         context.say(_said(found.entry, [row.word for row in rows]))
+    first = 0
+    for one in vectors:  # a name's prototype is counted among those of all concepts
+        one["name_prototype"] = one["name_prototype"] + first
+        first += len(one["selector"])
     tensors = {
         key: torch.cat([one[key] for one in vectors]) for key in vectors[0] if key != "center"
     }
@@ -250,6 +269,11 @@ def _modes(
     ends, features = tower.read([filled(t, word) for word in kept for t in templates])
     selector, center = selectors_for(found.centers, ends, features)
     tensors |= {"centroid": found.centers, "selector": selector, "center": center}
+    own = [filled(t, name) for name in named.names for t in templates]
+    states = tower.read(own)[0].reshape(len(named.names), len(templates), -1)
+    tensors["name_selector"] = name_selectors(states, ends, center)
+    # the cluster that a name's own text is nearest to
+    tensors["name_prototype"] = (texts[: len(named.names)] @ found.centers.T).argmax(dim=1).int()
     near = texts @ found.centers.T  # (names + V, K)
     clusters = []
     for number in range(K):

@@ -72,7 +72,7 @@ class StageConfig(BaseModel):
         return {}
 
     def draws(self, model: Described, concepts: int) -> int:
-        """Of a target rule: the base's pictures that it looks at, about, for `--dry-run`."""
+        """Of a miner or target rule: the base's pictures that it looks at, about, for `--dry-run`."""
         return 0
 
     def mines(self, concept: Concept) -> tuple[int, int]:

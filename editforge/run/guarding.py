@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -72,15 +73,17 @@ def recalibrated(
             allowed="--held-out with a bank of one concept",
         )
     tensors, concepts = dict(guard.tensors), list[Guarded]()
-    selector = tensors["selector"].clone()
+    K, concept_of = len(tensors["selector"]), tensors["concept"].long()[guard.points]
+    names = tensors.get("name_selector", tensors["selector"][:0])
+    selector = torch.cat([tensors["selector"], names])
     with _opened(guard, model, say) as base:
         read = reader(base.encoder)
         for at, concept in enumerate(guard.facts.concepts):
-            own = tensors["concept"].long() == at
+            own = concept_of == at
             done = calibrate(
                 concept.name,
                 read,
-                tensors["selector"][own].float(),
+                selector[own].float(),
                 tensors["center"].float(),
                 prompts[::2],
                 guilty,
@@ -95,7 +98,10 @@ def recalibrated(
         {**guard.facts.model_dump(), "concepts": [c.model_dump() for c in concepts]}
     )
     told = {**guard.provenance, "calibrated_again": {"rate": rate, "prompts": len(prompts)}}
-    found = replace(guard, tensors={**tensors, "selector": selector}, facts=facts, provenance=told)
+    tensors["selector"] = selector[:K]
+    if len(names):
+        tensors["name_selector"] = selector[K:]
+    found = replace(guard, tensors=tensors, facts=facts, provenance=told)
     found.save(output)
     return found
 

@@ -106,7 +106,8 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         pictures = _pictures(recipe, model)
         sampler = model.family.sampler
         looked = recipe.target.draws(model, len(recipe.concepts)) if recipe.target else 0
-        drawn = pictures or looked
+        seen = sum(config.draws(model, len(recipe.concepts)) for config in recipe.mine or ())
+        drawn = pictures or looked or seen
         one = model.image_flops(sampler.steps, sampler.guidance, sampler.size) if drawn else 0.0
         memory = 4 * text + 8 * (3 * width**2 + known * 2 * width) + 4 * known * outputs
         fetched = sum(model.downloads.values())
@@ -116,7 +117,11 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     adaptive = getattr(recipe.target, "use", "") == "adaptive"
     most = "" if isinstance(recipe.target, FixedConfig) else "at most "
     costs = {
-        "mine": (f"{words} words around {len(recipe.concepts)} concepts", encode),
+        "mine": (
+            f"{words} words around {len(recipe.concepts)} concepts"
+            + (f", {seen} pictures" if seen else ""),
+            encode + seen * one / speed,
+        ),
         "target": (
             f"adaptive choice{f', {looked} pictures' if looked else ''}"
             if adaptive
@@ -125,7 +130,7 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         ),
         "edit": (f"{maps}, {bound}", solve),
         "align": (f"training, {getattr(recipe.align, 'use', '')}", unknown),
-        "guide": (f"changes no weight, {getattr(recipe.guide, 'use', '')}", unknown),
+        "guide": (f"changes no weight, {getattr(recipe.guide, 'use', '')}", 3.0),
         "evaluate": (f"{most}{pictures} pictures on {model.device}", pictures * one / speed),
         "package": (", ".join(recipe.package.export), written / 5e8),
     }
