@@ -128,7 +128,10 @@ def push(
         Path, typer.Argument(metavar="DIR", help="A run, a package, or its subfolder.")
     ],
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the Hub.")],
-    export: Annotated[str, typer.Option(help="Which folder of the package.")] = "lora",
+    export: Annotated[
+        str | None,
+        typer.Option(help="Which folder of the package; the LoRA, or the only one, if left out."),
+    ] = None,
     public: Annotated[
         bool, typer.Option("--public", help="Visible to all, once verified.")
     ] = False,

@@ -175,8 +175,10 @@ class PrototypeGuard(Guard):
         return torch.cat([own, names.long()])
 
     def _raw(self, states: Tensor) -> Tensor:
-        center, selector = self.tensors["center"], self.tensors["selector"]
-        selector = torch.cat([selector, self.tensors.get("name_selector", selector[:0])])
+        # in float32: torch cannot join halves under autocast
+        center, selector = self.tensors["center"].float(), self.tensors["selector"].float()
+        names = self.tensors.get("name_selector", selector[:0]).float()
+        selector = torch.cat([selector, names])
         if states.shape[-1] != selector.shape[1]:
             raise EditError(
                 "this bank reads other text states",

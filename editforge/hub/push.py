@@ -69,7 +69,7 @@ def push_package(
     place: Path,
     repo: str,
     *,
-    export: str = "lora",
+    export: str | None = None,
     public: bool = False,
     create_pr: bool = False,
     gated: str | None = None,
@@ -90,7 +90,7 @@ def push_package(
     Args:
         place: a run, a package, or one repository folder of it.
         repo: `owner/name`.
-        export: which folder of the package.
+        export: which folder of the package; None: the LoRA, or what there is if that is one alone.
         public: open the repository at the end; needed, too, to touch one that is public already.
         create_pr: propose the files as a pull request. Always so for a repository that was public
             before this push.

@@ -44,12 +44,13 @@ class Staged:
         return (self.folder / name).stat().st_size
 
 
-def staged(place: Path, export: str) -> Staged:
+def staged(place: Path, export: str | None = None) -> Staged:
     """Find and check the folder to push.
 
     Args:
         place: a run, a package, or one repository folder of a package.
-        export: which folder of the package; unused if `place` is one already.
+        export: which folder of the package; unused if `place` is one already. None: the LoRA, or what
+            there is if that is one alone.
 
     Raises:
         PackageError: nothing to push, or a file that is missing, foreign, changed or damaged.
@@ -77,7 +78,7 @@ def staged(place: Path, export: str) -> Staged:
     return Staged(folder, folder.name, files, passed, receipts)
 
 
-def _find(place: Path, export: str) -> tuple[Path, Path | None]:
+def _find(place: Path, export: str | None) -> tuple[Path, Path | None]:
     """The repository folder and the package it belongs to, if it belongs to one."""
     place = place.absolute()
     if (place / FACTS).is_file():
@@ -91,6 +92,8 @@ def _find(place: Path, export: str) -> tuple[Path, Path | None]:
             next=_AGAIN,
         )
     exports = sorted(path.parent.name for path in package.glob(f"*/{FACTS}"))
+    if export is None:
+        export = exports[0] if len(exports) == 1 else "lora"
     if export not in exports:
         raise PackageError(
             f"the package has no export {export}",

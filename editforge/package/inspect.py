@@ -27,6 +27,13 @@ from editforge.package.facts import repositories
 
 Reader = Literal["diffusers", "comfyui", "a1111"]
 READERS: tuple[Reader, ...] = ("diffusers", "comfyui", "a1111")
+# Headers of what `guide` makes: it is read by our code alone.
+_GUARDS = (
+    "editforge_bank",
+    "editforge_negative_prompt",
+    "editforge_sld",
+    "editforge_semantic_surgery",
+)
 _LORA = (".lora_A.weight", ".lora_B.weight")
 _KOHYA = (".lora_down.weight", ".lora_up.weight", ".alpha", ".diff", ".diff_b", ".set_weight")
 
@@ -122,6 +129,8 @@ def _weights_of(folder: Path) -> Path:
 def _format(header: dict[str, str], table: dict[str, TensorInfo]) -> str:
     if "editforge.weight_edit" in header:
         return "weight edit"
+    if any(key in header for key in _GUARDS):
+        return "guard"
     if any(name.endswith(_LORA) for name in table):
         return "diffusers LoRA"
     if any(name.startswith("lora_") and name.endswith(_KOHYA) for name in table):
@@ -212,6 +221,14 @@ def _kohya_lora(table: dict[str, TensorInfo], reader: str, family: str | None) -
     return matched, set(), ""
 
 
+def _guard(table: dict[str, TensorInfo], reader: str, family: str | None) -> Prediction:
+    return (
+        set(),
+        set(),
+        "no weights: editforge.load_edit(FILE).attach(pipe) steers a pipeline by it",
+    )
+
+
 def _component(table: dict[str, TensorInfo], reader: str, family: str | None) -> Prediction:
     if family is None:
         note = "no UNet that is known here; a diffusers folder reads it by its config"
@@ -243,4 +260,5 @@ _PREDICT = {
     "component": _component,
     "single file": _single_file,
     "weight edit": _weight_edit,
+    "guard": _guard,
 }
