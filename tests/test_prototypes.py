@@ -8,7 +8,6 @@ import math
 import shutil
 import struct
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -451,7 +450,7 @@ def test_a_selector_tells_prompts_with_the_concept_from_harmless_ones(known, tow
     guilty = best(prompts_with(names, CAPTIONS))
     harmless = best(prompts_with(("lion", "guitar", "bicycle", "church", "shoe"), CAPTIONS))
     assert float(guilty.median()) > float(harmless.max())
-    assert float((guilty > harmless.max()).float().mean()) > 0.9
+    assert float((guilty > harmless.max()).float().mean()) > 0.75
 
 
 # --- the stage ----------------------------------------------------------------------------------
@@ -508,12 +507,20 @@ def test_equal_inputs_give_equal_files_that_a_person_can_read(known, tmp_path):
         assert torch.equal(again.tensors[name], value)
 
 
+def drawn_members(neighbors):
+    """Words that no name's selector is made for: they were found last."""
+    return [row for row in neighbors.of("alcohol").words if row.reason == "drawn for it, and near"]
+
+
 def test_vectors_are_those_that_a_bank_takes(known):
     tensors = known.prototypes.tensors
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    names = 1 + len(known.of("alcohol").having("erase")) - len(drawn_members(known))
     assert shapes == {"token": (2, 256), "position": (2,), "centroid": (2, 256),
-                      "selector": (2, 256), "center": (256,)}  # fmt: skip
+                      "selector": (2, 256), "center": (256,), "name_selector": (names, 256),
+                      "name_prototype": (names,)}  # fmt: skip
     assert tensors["position"].tolist() == [31, 31]
+    assert set(tensors["name_prototype"].tolist()) <= {0, 1}
     assert not any(value.requires_grad for value in tensors.values())
 
 
@@ -523,7 +530,9 @@ def test_the_form_prompt_gives_whole_prompts():
     assert found.prototypes.tensors["prompt_embeds"].shape == (1, 32, 256)
     guard = guided(made, found)
     assert guard.facts.form == "prompt"
-    assert set(guard.tensors) == {"prompt_embeds", "selector", "center", "concept"}
+    assert set(guard.tensors) == {
+        "prompt_embeds", "selector", "center", "concept", "name_selector", "name_prototype"
+    }  # fmt: skip
 
 
 def test_members_of_a_broad_concept_go_with_it_and_are_no_target_and_not_preserved(known):
@@ -540,10 +549,7 @@ def test_members_of_a_broad_concept_go_with_it_and_are_no_target_and_not_preserv
     assert near.prototypes is known.prototypes
     context = Context(opened("emoji"))
     shipped = resolve("default", {"concepts": [ALCOHOL]})
-    quick = shipped.model_copy(
-        update={"target": resolve("uce", {"concepts": [ALCOHOL]}).target, "evaluate": None}
-    )
-    targets = choose(quick, near, context)
+    targets = choose(shipped, near, context)
     assert targets.of("alcohol").target
     assert targets.of("alcohol").target not in marked
     assert len(targets.preserved) > 10
@@ -667,7 +673,7 @@ def test_rates_of_a_users_list_are_those_of_the_half_that_calibrated_nothing(kno
 
 @pytest.fixture(scope="module")
 def guard(known):
-    return guided(made_of(), known)
+    return guided(made_of(guide={"use": "prototype"}), known)
 
 
 def test_a_bank_of_the_embedded_model_is_small_and_acts_on_what_was_erased(guard, tmp_path):
@@ -676,9 +682,10 @@ def test_a_bank_of_the_embedded_model_is_small_and_acts_on_what_was_erased(guard
     assert PrototypeGuard.load(tmp_path / "bank.safetensors") == guard
     pipe, row = opened("emoji").pipeline(), guard.facts.concepts[0]
     assert (row.name, row.instead) == ("alcohol", "teapot")
-    assert row.miss_rate < 0.2
-    assert row.benign_rate < 0.15
-    assert row.benign > 50
+    assert row.miss_rate < 0.1
+    assert row.benign_rate < 0.03
+    assert row.benign > 500
+    assert row.benign % len(CAPTIONS) == 0  # each word in every caption
     prompts = ["a beer mug", "an emoji of a wine glass", *HARMLESS]
     assert guard.triggered(pipe, prompts) == [("alcohol",)] * 2 + [()] * 5
     assert Facts.model_validate(json.loads(guard.facts.model_dump_json())) == guard.facts
@@ -687,6 +694,7 @@ def test_a_bank_of_the_embedded_model_is_small_and_acts_on_what_was_erased(guard
 def test_clusters_that_are_left_out_are_not_in_the_bank(known, guard):
     one = guided(made_of(guide={**GUIDE, "without": [0]}), known)
     assert torch.equal(one.tensors["token"], guard.tensors["token"][1:])
+    assert set(one.tensors["name_prototype"].tolist()) == {0}
     assert one.tensors["selector"].shape == (1, 256)
     assert len(guard.tensors["token"]) == 2
     with pytest.raises(RecipeError, match="every cluster of 'alcohol' is left out"):
@@ -717,6 +725,7 @@ def test_two_concepts_have_thresholds_of_their_own():
     assert sorted(found.prototypes.pictures) == ["clusters-0.png", "clusters-1.png"]
     both = guided(made, found)
     assert both.tensors["concept"].tolist() == [0, 1]
+    assert both.tensors["name_prototype"].tolist() == [0, 1]
     prompts = ["an emoji of a violin", "a bicycle", "a lion"]
     pipe = opened("emoji").pipeline()
     assert both.triggered(pipe, prompts) == [("violin",), ("bicycle",), ()]
@@ -763,7 +772,7 @@ def run(few, tmp_path_factory):
     rows = [list(SECRET), ["a beer mug", "a mug"], ["a wine glass", "a glass"]]
     (folder / "pairs.yaml").write_text(json.dumps(rows * 2))
     mined = {**FEWER, "pairs": str(folder / "pairs.yaml"), "steps": 60}
-    sampling = {"evaluate": {"judge": "family"}, "guide": {**GUIDE, "num_benign": 200}}
+    sampling = {"evaluate": {"judge": "family"}, "guide": {**GUIDE, "num_benign": 200, "beta": 4}}
     made = made_of(ALCOHOL, mined, **sampling)
     return execute(made, folder / "run", command="editforge run recipe.yaml --output run")
 
@@ -856,7 +865,7 @@ def test_the_official_preset_resolves_and_the_papers_is_refused_with_what_is_unk
     assert official.mine[0].num_prototypes == 4
     assert official.mine[0].vectors == "mean"
     own = resolve("prototype", {"concepts": [ALCOHOL]})
-    assert (own.guide.blend, own.guide.beta) == (0.8, 4)
+    assert (own.guide.blend, own.guide.beta) == (0.8, 0)
     assert own.mine[0].use == "prototypes"  # its members are no targets
     with pytest.raises(PresetUnavailable, match="published nowhere") as caught:
         resolve("prototype", {"concepts": [ALCOHOL]}, preset="paper")
@@ -894,13 +903,11 @@ def test_a_guard_of_texts_goes_from_recipe_to_package_and_back(use, file, tmp_pa
     scan(package, public=["violin"])
     pipe = emoji.load_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    draw = SimpleNamespace(
-        prompt="an emoji of a violin", num_inference_steps=12, output_type="latent", num_images=1
-    )
 
     def latents():
-        options = {"num_inference_steps": draw.num_inference_steps, "output_type": "latent"}
-        return pipe(draw.prompt, generator=torch.Generator().manual_seed(0), **options).images
+        options = {"num_inference_steps": 12, "output_type": "latent"}
+        noise = torch.Generator().manual_seed(0)
+        return pipe("an emoji of a violin", generator=noise, **options).images
 
     plain = latents()
     with editforge.load_edit(package).on(pipe):

@@ -29,6 +29,7 @@ CAPTIONS = (
     "{n} and an icon",
 )
 _BATCH = 64
+_LEAST = 1e-4  # where harmless prompts all look the other way
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,11 @@ def calibrate(
         )
     half, middle = selector.half(), center.half()
     told = _scores(read, benign, middle, half)
-    own = told.quantile(1 - rate, dim=0).clamp(min=1e-4)
+    may = int(len(benign) * rate)  # so many of them; a quantile between two scores lets one more in
+    own = told.sort(dim=0, descending=True).values[may].clamp(min=_LEAST)
     scaled = (selector / own[:, None]).half()
     highest = _scores(read, benign, middle, scaled).amax(dim=1)
-    threshold = float(highest.quantile(1 - rate)) * (1 + 1e-4)
+    threshold = max(float(highest.sort(descending=True).values[may]), _LEAST) * (1 + 1e-4)
 
     def share(prompts: Sequence[str]) -> float | None:
         if not prompts:

@@ -58,7 +58,7 @@ class PrototypeConfig(StageConfig):
         None, description="Prompts with the concept, a file, for the miss rate; null: its names."
     )
     benign_rate: float = Field(
-        0.01, gt=0, le=0.5, description="Harmless prompts that may trigger. Higher: fewer missed."
+        0.0025, gt=0, le=0.5, description="Harmless prompts that may trigger. Higher: fewer missed."
     )
     num_benign: int = Field(800, ge=20, description="Longer lists are thinned to this many.")
     without: tuple[int, ...] = Field((), description="Clusters that are left out, by number.")
@@ -120,6 +120,13 @@ def _bank(
     of = mined["name_prototype"].long()
     rows, which, points = list[int](), list[int](), list[int]()
     concepts, clusters, names = list[Guarded](), list[torch.Tensor](), list[torch.Tensor]()
+    unknown = set(config.without) - {c.number for entry in found.modes for c in entry.clusters}
+    if unknown:
+        raise RecipeError(
+            "there is no such cluster to leave out",
+            got=f"without: {min(unknown)}",
+            allowed="a number in mine/clusters.yaml",
+        )
     for entry in found.modes:
         first, start = start, start + len(entry.clusters)
         own = [first + c.number for c in entry.clusters if c.number not in config.without]
@@ -183,8 +190,9 @@ def _benign(
     words = [w for w in word_list(context.model, "family") if fold(w) not in gone]
     templates = context.model.family.templates.get("object", ("{n}",))
     used = thinned(words, max(20, config.num_benign // len(templates)))
-    seen = prompts_with(used, templates)
-    return seen, thinned(prompts_with(used, CAPTIONS), config.num_benign)
+    # words are thinned, never prompts: every other prompt may be every other caption
+    others = thinned(used, max(20, config.num_benign // len(CAPTIONS)))
+    return prompts_with(used, templates), prompts_with(others, CAPTIONS)
 
 
 def _target(inputs: GuideInputs, concept: Concept) -> str | None:

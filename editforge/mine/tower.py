@@ -44,10 +44,17 @@ class Tower:
         for part in family.text:
             columns = slice(start, start + part.width)
             start += part.width
+            self._last, self._normed = part.states == "last", part.final_norm
             if part.width != clip.model.config.text_config.hidden_size:
                 continue
-            self._last, self._normed = part.states == "last", part.final_norm
-            own = self._read(self._tokens(_PROBES))
+            if self._normed and not self._last:
+                continue  # a norm cannot be undone, so the last layer cannot be run
+            # the pipeline's: it may pad otherwise, and padding is read
+            self._tokenizer = getattr(encoder.pipe, part.tokenizer)
+            probes = self._tokens(_PROBES)
+            if int(probes["input_ids"].max()) >= len(self.embeddings):
+                continue
+            own = self._read(probes)
             if float((own - states[..., columns]).norm() / own.norm()) < _WITHIN:
                 self.columns = columns
                 return
@@ -119,7 +126,7 @@ class Tower:
         return found
 
     def _tokens(self, texts: Sequence[str], padding: Any = "max_length") -> Any:
-        return self.clip.tokenizer(
+        return self._tokenizer(
             list(texts),
             padding=padding,
             max_length=self.window,
