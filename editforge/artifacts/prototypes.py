@@ -30,6 +30,7 @@ _SAID = """\
 #   cosine: of the text-side prototype with the cluster's center; near 1: it says what the cluster shows
 #   words: what lies nearest to the center, by CLIP
 #   coverage: by number of clusters, the mean cosine of held-out differences with the nearest center
+#   names: that the gate knows one by one; see neighbors.yaml for those that are members
 """
 
 
@@ -55,6 +56,7 @@ class Modes(_Data):
         pictures: of each prompt of a pair.
         coverage: by number of clusters the mean cosine of held-out differences with the nearest.
         clusters: in order of their numbers.
+        names: that have a selector of their own, in the order of `name_selector`.
     """
 
     concept: Name
@@ -62,6 +64,7 @@ class Modes(_Data):
     pictures: int
     coverage: dict[int, float] = {}
     clusters: tuple[Cluster, ...] = ()
+    names: tuple[Name, ...] = ()
 
 
 class _Header(_Data):

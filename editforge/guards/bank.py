@@ -155,7 +155,10 @@ def check_shapes(tensors: Mapping[str, Tensor], facts: Facts, file: str) -> None
         wanted |= {"prompt_embeds": (K, None, d)}
     optional: dict[str, tuple[int | None, ...]] = {"pooled_prompt_embeds": (K, None)}
     if "name_selector" in tensors or "name_prototype" in tensors:
-        M = len(tensors.get("name_selector", selector[:0]))
+        names = tensors.get("name_selector", selector[:0])
+        if names.ndim != 2:
+            raise _wrong(file, "name_selector", names, f"(M, {d})")
+        M = len(names)
         wanted |= {"name_selector": (M, d), "name_prototype": (M,)}
     unknown = set(tensors) - set(wanted) - set(optional)
     if unknown:

@@ -138,6 +138,10 @@ def _bank(
                 f"every cluster of {entry.concept!r} is left out", got=f"without: {config.without}"
             )
         named = ((of >= first) & (of < start)).nonzero().flatten()
+        gone = {
+            fold(name) for name in erased_names(concept, inputs)
+        }  # a person may have spared some
+        named = named[[fold(name) in gone for name in entry.names]]
         benign, unseen = _benign(inputs, config, context)
         guilty = _guilty(concept, inputs, config)
         done = calibrate(

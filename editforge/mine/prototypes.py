@@ -292,6 +292,7 @@ def _modes(
         pictures=pictures,
         coverage={number: round(value, 4) for number, value in found.coverage.items()},
         clusters=tuple(clusters),
+        names=named.names,
     )
     return _Found(entry, tensors), shown
 
