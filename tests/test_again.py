@@ -121,7 +121,15 @@ def _texts():
 def test_every_command_and_option_that_an_error_names_exists():
     commands = typer.main.get_command(app).commands
     options = {
-        verb: {name for parameter in command.params for name in parameter.opts}
+        verb: {
+            name
+            for one in (
+                command,
+                *getattr(command, "commands", {}).values(),
+            )  # editforge guard build
+            for parameter in one.params
+            for name in parameter.opts
+        }
         for verb, command in commands.items()
     }
     everywhere = set.union(*options.values()) | {"--debug", "--help"}

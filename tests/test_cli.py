@@ -53,6 +53,9 @@ def parses(line):
     """Parse one command line as `editforge` would, without running it."""
     name, *args = shlex.split(line)[1:]
     command = clicks().commands[name]
+    if hasattr(command, "commands"):  # editforge guard build
+        name, *args = args
+        command = command.commands[name]
     with command.make_context(name, list(args)) as context:
         return context.params
 
@@ -61,8 +64,9 @@ def examples():
     """Every example line of every verb's help."""
     found = []
     for name, command in clicks().commands.items():
-        lines = [line.strip() for line in (command.help or "").splitlines()]
-        found += [(name, line) for line in lines if line.startswith("editforge ")]
+        for one in getattr(command, "commands", {"": command}).values():
+            lines = [line.strip() for line in (one.help or "").splitlines()]
+            found += [(name, line) for line in lines if line.startswith("editforge ")]
     return found
 
 
@@ -389,6 +393,8 @@ def test_the_recorded_command_says_everything_or_names_the_recipe(
 def test_every_verb_has_an_example():
     named = {name for name, _ in examples()}
     assert named == set(clicks().commands)
+    guards = {shlex.split(line)[2] for name, line in examples() if name == "guard"}
+    assert guards == set(clicks().commands["guard"].commands)
 
 
 @pytest.mark.parametrize(("verb", "line"), examples(), ids=lambda value: value)

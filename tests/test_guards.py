@@ -1140,7 +1140,7 @@ def test_a_bank_is_found_in_a_file_a_folder_and_a_run(guard, tmp_path):
 def test_a_relative_folder_is_no_hub_repository(guard, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "some" / "bank").mkdir(parents=True)
-    with pytest.raises(PackageError, match="no file"):
+    with pytest.raises(PackageError, match="no bank here"):
         PrototypeGuard.from_pretrained("some/bank")
     guard.save(tmp_path / "some" / "bank" / "bank.safetensors")
     assert PrototypeGuard.from_pretrained("some/bank") == guard
@@ -1164,5 +1164,5 @@ def test_without_a_network_a_repository_is_refused_by_name(monkeypatch):
 
 @pytest.mark.parametrize("name", ["nowhere", "no/such/folder", "no/bank.safetensors", "/tmp/x/y/z"])
 def test_a_place_that_is_not_there_is_refused(name):
-    with pytest.raises(PackageError, match="no file"):
+    with pytest.raises(PackageError, match="no bank here"):
         PrototypeGuard.from_pretrained(name)

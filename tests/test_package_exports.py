@@ -85,7 +85,7 @@ def test_an_unknown_export_in_a_package_is_damage_and_names_the_known(model, tmp
     write_json(folder / "editforge.json", {**body, "export": "lroa"})
     with pytest.raises(PackageError, match="not what a run writes: export") as caught:
         read_facts(folder)
-    assert "did you mean lora? known: lora, pipeline" in str(caught.value)
+    assert "did you mean lora? known: bank, guard, lora, pipeline" in str(caught.value)
 
 
 class Other:

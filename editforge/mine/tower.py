@@ -20,7 +20,7 @@ from editforge.families.schema import Family
 from editforge.ground.errors import RecipeError
 from editforge.judges.clip import Clip
 
-_PROBES = ("a photo of a cat", "a red bicycle, oil painting", "two", "the old town at night")
+_PROBES = ("a photo", "something red, oil painting", "two", "the old town at night")
 _WITHIN = 0.02  # of the states' size: float16 files and other kernels, never another tower
 
 
