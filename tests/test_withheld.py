@@ -52,9 +52,14 @@ def read_by(pipe, name):
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         seen.extend(pipe.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
-    quick = []
-    if resolve(name, {"concepts": [{"name": CONCEPT}]}).align is not None:
+    quick, recipe = [], resolve(name, {"concepts": [{"name": CONCEPT}]})
+    if recipe.align is not None:
         quick = ["align.steps=1", "align.sample_steps=1", "align.erase_runs=16"]
+    if any(
+        config.use == "prototypes" for config in recipe.mine or ()
+    ):  # every template, few pictures
+        few = {"num_pairs": 8, "pictures": 1, "num_prototypes": 2, "steps": 5}
+        quick += [f"mine.prototypes.{key}={value}" for key, value in few.items()]
     hook = pipe.text_encoder.register_forward_pre_hook(record, with_kwargs=True)
     try:
         edit = editforge.erase(pipe, CONCEPT, method=name, options=quick, progress=False)
