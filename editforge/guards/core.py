@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ _ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard:
+class Guard(ABC):
     """Base of every guard: `artifacts.eraser.Eraser`, and the calls that a diffusers user makes.
 
         guard.attach(pipe)          # until
@@ -31,13 +32,13 @@ class Guard:
     strength: float = 1.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    @abstractmethod
     def rule(self, pipe: Any) -> Rule:
         """Made ready for a pipeline.
 
         Raises:
             EditError: the pipeline's text side is not the one that the guard was made for.
         """
-        raise NotImplementedError
 
     def attach(self, pipe: Any) -> Self:
         """Steer every picture that `pipe` draws from now on, beside what is attached already.

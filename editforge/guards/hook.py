@@ -23,6 +23,7 @@ from torch import Tensor
 
 from editforge.families.editable import uncompiled
 from editforge.ground.errors import EditError
+from editforge.guards.push import rescaled
 from editforge.guards.words import Added, Ask, Moment, Reading, Rule, Speaks, Texts
 
 NAME = "editforge_guards"
@@ -60,7 +61,7 @@ class Steering(ModelHook):
         if prompts is not given or empty is not call.empty:
             call = call.saying(prompts, empty)
         stock = call.predict()
-        nothing = empty or _repeated(self._speaks(""), call.count)
+        nothing = empty or self._speaks("").repeated(call.count)
         asked = [list(reading.asks(moment, nothing)) for reading in readings]
         flat = [ask for asks in asked for ask in asks]
         if not any(len(ask.rows) for ask in flat):
@@ -191,10 +192,8 @@ def _steered(plain: Tensor, added: Sequence[Added]) -> tuple[Tensor, Tensor]:
         phi[part.rows] = phi[part.rows].clamp(min=part.rescale)
     g, before = g[rows], plain[rows].float()
     if bool((phi > 0).any()):
-        over = list(range(1, g.ndim))
-        was, now = before.std(dim=over, keepdim=True), g.std(dim=over, keepdim=True)
-        share = phi[rows].reshape(-1, *[1] * len(over))
-        g = torch.where(share > 0, share * g * (was / now) + (1 - share) * g, g)
+        share = phi[rows].reshape(-1, *[1] * (g.ndim - 1))
+        g = torch.where(share > 0, rescaled(g, before, share), g)
     return rows, g
 
 
@@ -218,11 +217,6 @@ def _drawing() -> Any:
                 return own
         frame = frame.f_back  # type: ignore[assignment]
     return None
-
-
-def _repeated(texts: Texts, count: int) -> Texts:
-    pooled = None if texts.pooled is None else texts.pooled.expand(count, -1)
-    return Texts(texts.states.expand(count, -1, -1), pooled)
 
 
 def _with_texts(kwargs: Mapping[str, Any], texts: Sequence[Texts]) -> dict[str, Any]:

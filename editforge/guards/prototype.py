@@ -20,9 +20,11 @@ from torch import Tensor
 
 from editforge.ground.errors import EditError, HubError, PackageError
 from editforge.ground.files import read_header, read_tensors, write_safetensors
+from editforge.ground.places import is_hub_id
 from editforge.guards.bank import Facts, check_shapes, read_facts
 from editforge.guards.core import Guard, check_encoders
 from editforge.guards.gate import scores
+from editforge.guards.push import masked
 from editforge.guards.words import Added, Ask, Moment, Quiet, Reading, Speaks, Texts
 
 _PROVENANCE = "editforge_provenance"
@@ -69,7 +71,7 @@ class PrototypeGuard(Guard):
         path = Path(place).expanduser()
         if path.is_dir():
             path = next((path / sub for sub in _WITHIN if (path / sub).is_file()), path / cls.file)
-        if not path.exists() and len(Path(place).parts) == 2 and path.name != cls.file:
+        if is_hub_id(str(place)) and not path.exists():
             path = _downloaded(str(place), cls.file, revision, token)
         if not path.is_file():
             raise PackageError(
@@ -143,7 +145,11 @@ class PrototypeGuard(Guard):
         Args:
             states: (n, q, d) as the denoiser reads them.
         """
-        own, concept = self._raw(states), self._concept[self.points]
+        return self._over(self._raw(states))
+
+    def _over(self, own: Tensor) -> Tensor:
+        """Of each concept the largest of its selectors' scores (n, selectors), over its threshold."""
+        concept = self._concept[self.points]
         best = [own[:, concept == c].amax(dim=1) for c in range(len(self.facts.concepts))]
         limits = torch.tensor([c.threshold for c in self.facts.concepts], device=own.device)
         return torch.stack(best, dim=1) / limits
@@ -204,7 +210,8 @@ class PrototypeRule:
         guard = self.guard
         if guard.strength == 0:
             return Quiet()
-        raw, acts = guard._raw(prompts.states), guard.scores(prompts.states)
+        raw = guard._raw(prompts.states)
+        acts = guard._over(raw)
         winners = []
         for index in range(len(guard.facts.concepts)):
             rows = (acts[:, index] >= 1).nonzero().flatten()
@@ -266,7 +273,7 @@ class _Steered(Quiet):
             target = self._rule.target(winner.concept)
             rows = winner.rows[highest[winner.rows] == winner.concept]
             if target is not None and len(rows):
-                result = result.with_rows(rows, _mixed(given.at(rows), target, self._blend))
+                result = result.with_rows(rows, given.at(rows).toward(target, self._blend))
         return result
 
     def asks(self, moment: Moment, empty: Texts) -> Sequence[Ask]:
@@ -285,18 +292,9 @@ class _Steered(Quiet):
         """-beta m (eps(z, p) - eps(z)), where m is 1 if the difference exceeds `mask`."""
         found = []
         for winner, answer in zip(self._winners, told, strict=True):
-            away = answer - idle[winner.rows]
-            away = away * (away.abs() > self._guidance.mask)
+            away = masked(answer - idle[winner.rows], self._guidance.mask)
             found.append(Added(winner.rows, -self._beta * away, self._guidance.rescale))
         return found
-
-
-def _mixed(given: Texts, target: Texts, share: float) -> Texts:
-    states = torch.lerp(given.states, target.states.to(given.states), share)
-    pooled = given.pooled
-    if pooled is not None and target.pooled is not None:
-        pooled = torch.lerp(pooled, target.pooled.to(pooled), share)
-    return Texts(states, pooled)
 
 
 _WITHIN = (

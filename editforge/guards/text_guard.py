@@ -79,10 +79,10 @@ def repeated(said: Texts, like: Texts) -> Texts:
         EditError: the samples' prompts have another window, as those that a user joins from parts.
     """
     check_window(said, like)
-    count, pooled = len(like.states), None
+    pooled = None
     if said.pooled is not None and like.pooled is not None:
-        pooled = said.pooled.to(like.pooled).expand(count, -1)
-    return Texts(said.states.to(like.states).expand(count, -1, -1), pooled)
+        pooled = said.pooled.to(like.pooled)
+    return Texts(said.states.to(like.states), pooled).repeated(len(like.states))
 
 
 def check_window(said: Texts, like: Texts) -> None:

@@ -40,6 +40,18 @@ class Texts:
             pooled[rows] = other.pooled.to(pooled)
         return Texts(states, pooled)
 
+    def repeated(self, count: int) -> Texts:
+        """One text (1, q, d) for each of `count` samples."""
+        pooled = None if self.pooled is None else self.pooled.expand(count, -1)
+        return Texts(self.states.expand(count, -1, -1), pooled)
+
+    def toward(self, other: Texts, share: float) -> Texts:
+        """(1 - share) of these states, `share` of the other's; pooled ones too where both have them."""
+        states, pooled = self.states, self.pooled
+        if pooled is not None and other.pooled is not None:
+            pooled = torch.lerp(pooled, other.pooled.to(pooled), share)
+        return Texts(torch.lerp(states, other.states.to(states), share), pooled)
+
 
 @dataclass(frozen=True)
 class Moment:

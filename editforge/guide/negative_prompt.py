@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -71,12 +70,7 @@ class Negative(Quiet):
     def instead_of_empty(self, given: Texts) -> Texts:
         """(1 - strength) of what stood there, and `strength` of the text."""
         said = repeated(self._text, given)
-        if self._strength == 1:
-            return said
-        pooled = given.pooled
-        if pooled is not None and said.pooled is not None:
-            pooled = torch.lerp(pooled, said.pooled, self._strength)
-        return Texts(torch.lerp(given.states, said.states, self._strength), pooled)
+        return said if self._strength == 1 else given.toward(said, self._strength)
 
 
 class NegativePromptConfig(StageConfig):
