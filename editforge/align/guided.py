@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -20,6 +19,8 @@ from editforge.artifacts.prototypes import Prototypes
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.ground.errors import RecipeError
 from editforge.guards.gate import scores
+from editforge.guards.push import masked
+from editforge.guards.words import Texts
 from editforge.recipe.contract import AlignInputs, Context
 from editforge.recipe.registry import register
 
@@ -65,14 +66,12 @@ def guided(inputs: AlignInputs, config: GuidedConfig, context: Context) -> Weigh
         if not share:
             return blended
         away = frozen[ERASE, PROTOTYPE] - frozen[ERASE, EMPTY]
-        return blended - share * away * (away.abs() > config.mask)
+        return blended - share * masked(away, config.mask)
 
     def blend(prompt: ErasedPrompt, empty: Encoded) -> Encoded:
-        states = torch.lerp(prompt.erased.states, prompt.target.states, config.blend)
-        pooled = prompt.erased.pooled
-        if pooled is not None and prompt.target.pooled is not None:
-            pooled = torch.lerp(pooled, prompt.target.pooled, config.blend)
-        return Encoded(states, pooled)
+        own, goal = (Texts(text.states, text.pooled) for text in (prompt.erased, prompt.target))
+        blended = own.toward(goal, config.blend)
+        return Encoded(blended.states, blended.pooled)
 
     def nearest(prompt: ErasedPrompt, empty: Encoded) -> Encoded:
         return replace(empty, states=_prototype(found, prompt, empty.states))
@@ -85,13 +84,11 @@ def guided(inputs: AlignInputs, config: GuidedConfig, context: Context) -> Weigh
 
 def _prototype(found: Prototypes, prompt: ErasedPrompt, empty: Tensor) -> Tensor:
     """The conditioning (q, d) of the concept's prototype that a prompt is closest to."""
-    start = 0
-    for entry in found.modes:
-        if entry.concept == prompt.concept:
-            break
-        start += len(entry.clusters)
-    own = found.tensors["selector"][start : start + len(entry.clusters)]
-    which = start + int(scores(prompt.erased.states[None], found.tensors["center"], own).argmax())
+    rows = found.rows_of(prompt.concept)
+    near = scores(
+        prompt.erased.states[None], found.tensors["center"], found.tensors["selector"][rows]
+    )
+    which = rows.start + int(near.argmax())
     if found.form == "prompt":
         return found.tensors["prompt_embeds"][which].to(empty)
     states = empty.clone()

@@ -97,6 +97,15 @@ class Prototypes:
         """The modes of one concept, or None."""
         return next((entry for entry in self.modes if entry.concept == concept), None)
 
+    def rows_of(self, concept: str) -> slice:
+        """Which rows of the vectors are one concept's, none if it has no clusters."""
+        start = 0
+        for entry in self.modes:
+            if entry.concept == concept:
+                return slice(start, start + len(entry.clusters))
+            start += len(entry.clusters)
+        return slice(start, start)
+
     def save(self, folder: Path) -> None:
         """Write vectors, clusters and pictures."""
         header = _Header(form=self.form, selector_model=self.selector_model, modes=self.modes)

@@ -43,14 +43,10 @@ def prototypes(inputs: EditInputs, config: PrototypesConfig, context: Context) -
             allowed="mine: [{use: prototypes}]",
             next="--set edit.use=mean-shift",
         )
-    system, start = mean_system(inputs, config, context), 0
+    system = mean_system(inputs, config, context)
     erased, target, owners = [system.erased], [system.target], list(system.erased_owner)
-    for entry in found.modes:
-        rows = slice(start, start + len(entry.clusters))
-        start = rows.stop
-        concept = next((c for c in inputs.concepts if c.name == entry.concept), None)
-        if concept is None:
-            continue
+    for concept in inputs.concepts:
+        rows = found.rows_of(concept.name)
         if found.form == "token":
             columns = found.tensors["token"][rows]
         else:

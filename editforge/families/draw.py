@@ -50,6 +50,15 @@ class Drawable(Protocol):
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A `Drawable` that is nothing else."""
+
+    id: str
+    text: str
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Sampler:
     """DPM-Solver++ of second order.
 

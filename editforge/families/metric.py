@@ -28,3 +28,10 @@ def text_metric(model: TextModel) -> Tensor:
             total.addmm_(weight.T, weight, alpha=1 / float(weight.square().sum().clamp(min=1e-30)))
         _known[model] = total / len(model.paths)
     return _known[model]
+
+
+def metric_cosines(left: Tensor, right: Tensor, metric: Tensor) -> Tensor:
+    """(a, b): the cosine under M of every row of `left` (a, d) with every row of `right` (b, d)."""
+    a, b = left @ metric, right @ metric
+    sizes = [(x * y).sum(dim=1).clamp(min=1e-30).sqrt() for x, y in ((a, left), (b, right))]
+    return (a @ right.T) / (sizes[0][:, None] * sizes[1])

@@ -64,6 +64,19 @@ class Guarded(_Data):
     benign: int = Field(0, ge=0)
     missed: int = Field(0, ge=0)
 
+    @property
+    def said(self) -> str:
+        """Threshold and both rates in words."""
+
+        def share(value: float | None, count: int) -> str:
+            return "not measured" if value is None else f"{value:.1%} of {count}"
+
+        return (
+            f"threshold {self.threshold:.3f}; harmless held-out prompts that trigger: "
+            f"{share(self.benign_rate, self.benign)}; prompts with it that do not: "
+            f"{share(self.miss_rate, self.missed)}"
+        )
+
 
 class Facts(_Data):
     """The header of a bank.

@@ -5,16 +5,14 @@ methods.md 5.7. No state, no gate, no cost: it moves harmless prompts too.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from editforge.artifacts.chosen import erased_names, provenance_rows
-from editforge.artifacts.targets import Target, Targets
 from editforge.guards.text_guard import CHECKED, TextGuard, repeated
 from editforge.guards.words import Quiet, Reading, Speaks, Texts
+from editforge.guide.names import facts_of, text_of
 from editforge.recipe.contract import Context, GuideInputs, StageConfig
 from editforge.recipe.registry import register
 
@@ -91,30 +89,3 @@ def negative_prompt(
         RecipeError: the text encoder would cut the text off.
     """
     return NegativePrompt(text=text_of(inputs, config.text, context), provenance=facts_of(inputs))
-
-
-def text_of(inputs: GuideInputs, text: str | None, context: Context) -> str:
-    """The user's text, or all erased names; an empty one is allowed, a cut one is not.
-
-    Raises:
-        RecipeError: it has more tokens than the text encoder reads.
-    """
-    said = ", ".join(names_of(inputs)) if text is None else text.strip()
-    if said:
-        context.model.encoder.check(said)
-    return said
-
-
-def names_of(inputs: GuideInputs) -> tuple[str, ...]:
-    """Names, aliases and words marked `erase` of all concepts, each once."""
-    found = [name for concept in inputs.concepts for name in erased_names(concept, inputs)]
-    return tuple(dict.fromkeys(found))
-
-
-def facts_of(inputs: GuideInputs) -> dict[str, Any]:
-    """What was erased; such a guard needs no target, and where the recipe has none it says so."""
-    if inputs.targets.concepts:
-        return {"erased": list(provenance_rows(inputs))}
-    nothing = tuple(Target(concept=concept.name, target="") for concept in inputs.concepts)
-    rows = provenance_rows(replace(inputs, targets=Targets(concepts=nothing)))
-    return {"erased": [{**row, "target": None} for row in rows]}

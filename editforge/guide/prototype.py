@@ -116,8 +116,7 @@ def _bank(
 ) -> tuple[dict[str, torch.Tensor], list[Guarded]]:
     """Tensors of all clusters that stay, their names' selectors behind, and each concept's facts."""
     read, mined = reader(context.model.encoder), found.tensors
-    center, start = mined["center"], 0
-    of = mined["name_prototype"].long()
+    center, of = mined["center"], mined["name_prototype"].long()
     rows, which, points = list[int](), list[int](), list[int]()
     concepts, clusters, names = list[Guarded](), list[torch.Tensor](), list[torch.Tensor]()
     unknown = set(config.without) - {c.number for entry in found.modes for c in entry.clusters}
@@ -127,8 +126,10 @@ def _bank(
             got=f"without: {min(unknown)}",
             allowed="a number in mine/clusters.yaml",
         )
+    benign, unseen = _benign(inputs, config, context)
     for entry in found.modes:
-        first, start = start, start + len(entry.clusters)
+        where = found.rows_of(entry.concept)
+        first = where.start
         own = [first + c.number for c in entry.clusters if c.number not in config.without]
         concept = next((c for c in inputs.concepts if c.name == entry.concept), None)
         if concept is None:
@@ -137,12 +138,9 @@ def _bank(
             raise RecipeError(
                 f"every cluster of {entry.concept!r} is left out", got=f"without: {config.without}"
             )
-        named = ((of >= first) & (of < start)).nonzero().flatten()
-        gone = {
-            fold(name) for name in erased_names(concept, inputs)
-        }  # a person may have spared some
-        named = named[[fold(name) in gone for name in entry.names]]
-        benign, unseen = _benign(inputs, config, context)
+        named = ((of >= first) & (of < where.stop)).nonzero().flatten()
+        gone = {fold(name) for name in erased_names(concept, inputs)}
+        named = named[[fold(name) in gone for name in entry.names]]  # a person may have spared some
         guilty = _guilty(concept, inputs, config)
         done = calibrate(
             concept.name,
@@ -153,13 +151,9 @@ def _bank(
             guilty,
             config.benign_rate,
             unseen=unseen,
-            instead=_target(inputs, concept),
+            instead=inputs.targets.of(concept.name).target if inputs.targets.concepts else None,
         )
-        context.say(
-            f"{concept.name!r}: threshold {done.guarded.threshold:.3f}; of {len(unseen)} held-out "
-            f"harmless prompts {done.guarded.benign_rate:.1%} trigger, of {len(guilty)} with the "
-            f"concept {done.guarded.miss_rate:.1%} do not"
-        )
+        context.say(f"{concept.name!r}: {done.guarded.said}")
         # a name whose cluster is left out goes by the first that stays
         points += [len(rows) + (own.index(at) if at in own else 0) for at in of[named].tolist()]
         rows += own
@@ -197,11 +191,3 @@ def _benign(
     # words are thinned, never prompts: every other prompt may be every other caption
     others = thinned(used, max(20, config.num_benign // len(CAPTIONS)))
     return prompts_with(used, templates), prompts_with(others, CAPTIONS)
-
-
-def _target(inputs: GuideInputs, concept: Concept) -> str | None:
-    """The text that a triggered prompt turns into; None: the recipe has no target stage."""
-    for row in inputs.targets.concepts:
-        if row.concept == concept.name:
-            return row.target
-    return None

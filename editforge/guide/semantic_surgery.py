@@ -18,7 +18,7 @@ from torch import Tensor
 from editforge.ground.errors import EditError
 from editforge.guards.text_guard import CHECKED, TextGuard, check_window
 from editforge.guards.words import Quiet, Reading, Speaks, Texts
-from editforge.guide.negative_prompt import facts_of, names_of
+from editforge.guide.names import facts_of, names_of
 from editforge.recipe.contract import Context, GuideInputs, StageConfig
 from editforge.recipe.registry import register
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from editforge.guards.text_guard import CHECKED, TextGuard, repeated
 from editforge.guards.words import Added, Ask, Moment, Quiet, Reading, Speaks, Texts
-from editforge.guide.negative_prompt import facts_of, text_of
+from editforge.guide.names import facts_of, text_of
 from editforge.recipe.contract import Context, GuideInputs, StageConfig
 from editforge.recipe.registry import register
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
-from editforge.families.metric import text_metric
+from editforge.families.metric import metric_cosines, text_metric
 from editforge.families.vocabulary import check_words, load_vocabulary
 from editforge.ground.names import fold
 from editforge.mine.vocabulary import VocabularyConfig, spellings, synonym_ceiling
@@ -74,11 +74,11 @@ def associates(inputs: MineInputs, config: AssociatesConfig, context: Context) -
     written = [[concept.name, *spellings(concept.name)] for concept in inputs.concepts]
     states = encoder.encode_words([text for texts in written for text in texts]) - mean
     states = states.reshape(len(written), len(written[0]), -1)  # (concepts, spellings, d)
-    similar = _cosines(vectors, states[:, 0], metric)  # (V, concepts)
+    similar = metric_cosines(vectors, states[:, 0], metric)  # (V, concepts)
     nearest = similar.max(dim=1)
     floor = torch.full((len(fit),), config.min_similarity)
     if others:
-        rival = _cosines(vectors, names.vectors[others] - mean, metric).max(dim=1).values
+        rival = metric_cosines(vectors, names.vectors[others] - mean, metric).max(dim=1).values
         floor = floor.maximum(rival + config.margin)
     found = []
     for index, concept in enumerate(inputs.concepts):
@@ -94,13 +94,6 @@ def associates(inputs: MineInputs, config: AssociatesConfig, context: Context) -
         _say(concept, rows, context)
         found.append(Neighborhood(concept=concept.name, words=rows))
     return Neighbors(source=config.words, concepts=tuple(found))
-
-
-def _cosines(left: Tensor, right: Tensor, metric: Tensor) -> Tensor:
-    """S of every row of `left` (a, d) with every row of `right` (b, d), both centered: (a, b)."""
-    a, b = left @ metric, right @ metric
-    sizes = [(x * y).sum(dim=1).clamp(min=1e-30).sqrt() for x, y in ((a, left), (b, right))]
-    return (a @ right.T) / (sizes[0][:, None] * sizes[1])
 
 
 def _row(word: str, similarity: float, state: Tensor, center: Tensor) -> Neighbor:

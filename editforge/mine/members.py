@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor
-from editforge.families.metric import text_metric
+from editforge.families.metric import metric_cosines, text_metric
 from editforge.families.model import TextModel
 from editforge.families.vocabulary import Vocabulary
 from editforge.ground.names import fold
@@ -56,11 +56,10 @@ def kin_of(concept: Concept, known: Vocabulary, model: TextModel) -> Kin:
     mean, metric = known.vectors.mean(dim=0), text_metric(model)
     own = model.encoder.encode_words([concept.name])[0] - mean
     away = known.vectors[fit] - mean
-    a, b = away @ metric, own @ metric
-    sizes = (a * away).sum(dim=1).clamp(min=1e-30).sqrt() * (b @ own).clamp(min=1e-30).sqrt()
+    similar = metric_cosines(away, own[None], metric)[:, 0]
     moved = (away - own).norm(dim=1) / own.norm().clamp(min=1e-30)
     return Kin(
         tuple(known.words[at] for at in fit),
-        tuple(((a @ own) / sizes).tolist()),
+        tuple(similar.tolist()),
         tuple(moved.tolist()),
     )

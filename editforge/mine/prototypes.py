@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +23,7 @@ from editforge import emoji
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighborhood, Neighbors
 from editforge.artifacts.prototypes import Cluster, Modes, Prototypes
-from editforge.families.draw import default_sampler, sample
+from editforge.families.draw import Shown, default_sampler, sample
 from editforge.families.vocabulary import check_words, load_vocabulary, thinned
 from editforge.ground.errors import RecipeError
 from editforge.ground.keyed import keyed
@@ -98,8 +97,11 @@ class PrototypesConfig(StageConfig):
 
     def mines(self, concept: Concept) -> tuple[int, int]:
         """Members of a broad concept: nobody knows how many before."""
-        broad = concept.kind == "broad" and self.member_similarity < 1
-        return (8 if broad else 0), 0
+        return (8 if self.finds_members(concept) else 0), 0
+
+    def finds_members(self, concept: Concept) -> bool:
+        """Whether words that nobody listed go with a concept."""
+        return concept.kind == "broad" and self.member_similarity < 1
 
     def check_model(self, model: Any) -> None:
         """Only the embedded model has a CLIP of its own."""
@@ -183,8 +185,7 @@ def _named(
     known = load_vocabulary(context.model, config.words, context.bar, context.team)
     kin = kin_of(concept, known, context.model)
     gone = {fold(name) for other in concepts for name in other.names}
-    broad = concept.kind == "broad" and config.member_similarity < 1
-    members = kin.near(config.member_similarity) if broad else []
+    members = kin.near(config.member_similarity) if config.finds_members(concept) else []
     members = [word for word in members if fold(word) not in gone]
     others = [w for w in known.words if fold(w) not in gone and w not in members]
     return _Named(concept, tuple(members), tuple(thinned(others, config.num_words)), kin)
@@ -203,11 +204,7 @@ def _draw(named: _Named, config: PrototypesConfig, context: Context, clip: Any) 
 
     def drawn(texts: Sequence[str], label: str) -> NDArray[np.uint8]:
         rows = [
-            SimpleNamespace(
-                id=f"pair/{context.seed}/{concept.name}/{at}",
-                text=text,
-                seeds=range(config.pictures),
-            )
+            Shown(f"pair/{context.seed}/{concept.name}/{at}", text, range(config.pictures))
             for at, text in enumerate(texts)
         ]
         images = sample(
@@ -261,7 +258,7 @@ def _modes(
     texts = tower.clip.names(everything)
     flat = [features.flatten(0, 1) for features in (drawn.features, drawn.without)]
     shown = []
-    if concept.kind == "broad" and config.member_similarity < 1:
+    if config.finds_members(concept):
         seen = drawn_words(flat[0], flat[1], texts, everything)
         shown = named.kin.near(SHOWN * config.member_similarity, set(seen) & set(named.others))
     templates = context.model.family.templates.get("object", ("{n}",))
@@ -273,8 +270,8 @@ def _modes(
     states = tower.read(own)[0].reshape(len(named.names), len(templates), -1)
     tensors["name_selector"] = name_selectors(states, ends, center)
     # the cluster that a name's own text is nearest to
-    tensors["name_prototype"] = (texts[: len(named.names)] @ found.centers.T).argmax(dim=1).int()
     near = texts @ found.centers.T  # (names + V, K)
+    tensors["name_prototype"] = near[: len(named.names)].argmax(dim=1).int()
     clusters = []
     for number in range(K):
         order = near[:, number].argsort(descending=True, stable=True)[:6].tolist()

@@ -24,16 +24,10 @@ from editforge.families.keys import (
 from editforge.ground.errors import PackageError
 from editforge.ground.files import TensorInfo, read_header
 from editforge.package.facts import repositories
+from editforge.recipe import registry
 
 Reader = Literal["diffusers", "comfyui", "a1111"]
 READERS: tuple[Reader, ...] = ("diffusers", "comfyui", "a1111")
-# Headers of what `guide` makes: it is read by our code alone.
-_GUARDS = (
-    "editforge_bank",
-    "editforge_negative_prompt",
-    "editforge_sld",
-    "editforge_semantic_surgery",
-)
 _LORA = (".lora_A.weight", ".lora_B.weight")
 _KOHYA = (".lora_down.weight", ".lora_up.weight", ".alpha", ".diff", ".diff_b", ".set_weight")
 
@@ -129,7 +123,7 @@ def _weights_of(folder: Path) -> Path:
 def _format(header: dict[str, str], table: dict[str, TensorInfo]) -> str:
     if "editforge.weight_edit" in header:
         return "weight edit"
-    if any(key in header for key in _GUARDS):
+    if header and any(kind.header in header for kind in registry.guides()):
         return "guard"
     if any(name.endswith(_LORA) for name in table):
         return "diffusers LoRA"

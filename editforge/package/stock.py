@@ -14,12 +14,12 @@ from typing import Any
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.model import Model
 from editforge.ground.errors import PackageError
-from editforge.ground.resources import resource_folder
 from editforge.package.base import Weights, check_fits, check_offered
-from editforge.recipe.export import BaseModel, Exportable, Exporter
+from editforge.package.usage import TemplateExporter
+from editforge.recipe.export import BaseModel, Exportable
 
 
-class StockExporter(Exporter):
+class StockExporter(TemplateExporter):
     """Takes a WeightEdit; offered by families that name it; used as `model_cards/use_NAME` says."""
 
     accepts = WeightEdit
@@ -31,11 +31,6 @@ class StockExporter(Exporter):
     def check_eraser(self, model: BaseModel, eraser: WeightEdit) -> None:
         """Refuse an edit of other modules or shapes than the base's denoiser has."""
         check_fits(eraser, Weights.of(model))
-
-    def usage(self) -> str:
-        """The template of this name."""
-        path = resource_folder("model_cards") / f"use_{self.name}.md.j2"
-        return path.read_text(encoding="utf-8")
 
     @contextmanager
     def applied(self, model: Model, place: Path, pipe: Any) -> Iterator[Any]:

@@ -15,7 +15,7 @@ import importlib.util
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES
 from importlib.metadata import EntryPoint, entry_points
@@ -210,6 +210,13 @@ def names(stage: str) -> dict[str, str]:
 def known(stage: str) -> list[str]:
     """Every name that `get` answers to: those of `names`, and what this process has registered."""
     return list(dict.fromkeys([*names(stage), *(name for kind, name in _loaded if kind == stage)]))
+
+
+def guides() -> Iterator[Any]:
+    """The kinds of erasers that implementations of `guide` make; a broken plugin has none."""
+    for name in known("guide"):
+        with contextlib.suppress(EditforgeError):
+            yield get("guide", name).returns
 
 
 def misfit(eraser: type, exports: Iterable[str]) -> tuple[str, str, str] | None:

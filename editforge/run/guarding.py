@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from editforge.families.config import ModelConfig
-from editforge.families.draw import default_sampler, sample
+from editforge.families.draw import Shown, default_sampler, sample
 from editforge.families.model import Model
 from editforge.families.open import open_model
 from editforge.ground.disk import write_atomic
@@ -30,11 +29,6 @@ from editforge.recipe.recipe import Recipe
 
 _CELL, _GAP, _SIDE, _TOP = 160, 8, 260, 40
 Say = Callable[[str], None]
-
-
-def read_bank(place: str) -> PrototypeGuard:
-    """A bank from a file, a run, a package or the Hub."""
-    return PrototypeGuard.from_pretrained(place)
 
 
 def recalibrated(
@@ -64,7 +58,7 @@ def recalibrated(
         RecipeError: too few prompts, or prompts with the concept for several concepts.
         PackageError: no bank there, or it does not say what its base is.
     """
-    guard, prompts = read_bank(place), prompts_in(str(benign))
+    guard, prompts = PrototypeGuard.from_pretrained(place), prompts_in(str(benign))
     guilty = prompts_in(str(held_out)) if held_out else []
     if guilty and len(guard.facts.concepts) > 1:
         raise RecipeError(
@@ -93,7 +87,7 @@ def recalibrated(
             )
             selector[own] = done.selector
             concepts.append(done.guarded)
-            say(f"{concept.name!r}: {rates(done.guarded)}")
+            say(f"{concept.name!r}: {done.guarded.said}")
     facts = Facts.model_validate(
         {**guard.facts.model_dump(), "concepts": [c.model_dump() for c in concepts]}
     )
@@ -104,19 +98,6 @@ def recalibrated(
     found = replace(guard, tensors=tensors, facts=facts, provenance=told)
     found.save(output)
     return found
-
-
-def rates(concept: Guarded) -> str:
-    """Both rates of a concept in words."""
-
-    def share(value: float | None, count: int) -> str:
-        return "not measured" if value is None else f"{value:.1%} of {count}"
-
-    return (
-        f"threshold {concept.threshold:.3f}; harmless held-out prompts that trigger: "
-        f"{share(concept.benign_rate, concept.benign)}; prompts with it that do not: "
-        f"{share(concept.miss_rate, concept.missed)}"
-    )
 
 
 @dataclass(frozen=True)
@@ -148,11 +129,11 @@ def tried(
     """
     if not prompts or pictures < 1:
         raise RecipeError("nothing to draw", next='editforge guard try BANK --prompt "..."')
-    guard = read_bank(place).scaled(strength)
+    guard = PrototypeGuard.from_pretrained(place).scaled(strength)
     with _opened(guard, model, say, device) as base:
         pipe, sampler = base.pipeline(), default_sampler(base.family)
         rows = [
-            SimpleNamespace(id=f"try/{at}", text=text, seeds=range(seed, seed + pictures))
+            Shown(f"try/{at}", text, range(seed, seed + pictures))
             for at, text in enumerate(prompts)
         ]
         acts = guard.triggered(pipe, prompts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +12,7 @@ from editforge.artifacts.eraser import Eraser
 from editforge.artifacts.lora.read import read_lora
 from editforge.artifacts.lora.write import NAME as LORA
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.ground.errors import EditforgeError, PackageError
+from editforge.ground.errors import PackageError
 from editforge.ground.files import read_header
 from editforge.package.facts import provenance_beside, read_facts, repository
 from editforge.recipe import registry
@@ -78,7 +77,7 @@ def _inside(folder: Path) -> Iterator[Path]:
         yield folder / stage / WeightEdit.file
     for place in ("package/lora", "lora", ""):
         yield folder / place / LORA
-    for kind in _guides():
+    for kind in registry.guides():
         yield from (folder / stage / kind.file for stage in (*stages, ""))
     found = repository(folder)
     if found is not None:
@@ -90,11 +89,4 @@ def _inside(folder: Path) -> Iterator[Path]:
 def kinds() -> Iterator[type[Eraser]]:
     """Every class of eraser, our own first; those of guides are imported when they are asked for."""
     yield WeightEdit
-    yield from _guides()
-
-
-def _guides() -> Iterator[Any]:
-    """The kinds of erasers that implementations of `guide` make; a broken plugin has none."""
-    for name in registry.known("guide"):
-        with contextlib.suppress(EditforgeError):
-            yield registry.get("guide", name).returns
+    yield from registry.guides()

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.targets import Candidate
-from editforge.families.draw import default_sampler, sample
+from editforge.families.draw import Shown, default_sampler, sample
 from editforge.families.schema import Family
 from editforge.ground.errors import EditError
 from editforge.ground.names import filled
@@ -117,7 +117,7 @@ class Eye:
         templates = self._family.templates.get(self._kind, ("{n}",))[: self._pictures]
         seeds = [range(at, self._pictures, len(templates)) for at in range(len(templates))]
         prompts = [
-            _Shown(f"look/{text}/{word}", filled(text, word), tuple(own))
+            Shown(f"look/{text}/{word}", filled(text, word), tuple(own))
             for text, own in zip(templates, seeds, strict=True)
         ]
         return sample(
@@ -204,10 +204,3 @@ def survey(
         passed = [max(apart, key=lambda word: seen[word].itself)]  # of equals the nearest
         refused[passed[0]] += ", and taken because none looked at is known more often"
     return Survey(tuple(order), dict(meaning), seen, refused, tuple(passed))
-
-
-@dataclass(frozen=True)
-class _Shown:
-    id: str
-    text: str
-    seeds: tuple[int, ...]

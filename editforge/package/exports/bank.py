@@ -9,22 +9,18 @@ from typing import Any
 
 from editforge.families.model import Model
 from editforge.ground.errors import PackageError
-from editforge.ground.resources import resource_folder
+from editforge.guards.core import encoders_of
 from editforge.guards.prototype import PrototypeGuard
-from editforge.recipe.export import BaseModel, Exporter, Written
+from editforge.package.usage import TemplateExporter
+from editforge.recipe.export import BaseModel, Written
 from editforge.recipe.registry import register
 
 
 @register("export", "bank")
-class Bank(Exporter):
+class Bank(TemplateExporter):
     """`bank.safetensors`; no prompt that it was made with, and no picture."""
 
     name, accepts, tags = "bank", PrototypeGuard, ("guard", "guidance")
-
-    def usage(self) -> str:
-        """The template of this name."""
-        path = resource_folder("model_cards") / f"use_{self.name}.md.j2"
-        return path.read_text(encoding="utf-8")
 
     def write(
         self, model: BaseModel, eraser: PrototypeGuard, folder: Path, title: str, dtype: str
@@ -46,8 +42,6 @@ class Bank(Exporter):
 
     def check_shipped(self, model: Model, place: Path) -> None:
         """Refuse a bank of another text encoder, before a picture is drawn."""
-        from editforge.guards.core import encoders_of
-
         guard = PrototypeGuard.load(_file(place))
         gap = guard.facts.encoder.apart(encoders_of(model.encoder.pipe, model.family))
         if gap is not None:

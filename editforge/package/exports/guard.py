@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from editforge.families.model import Model
-from editforge.ground.resources import resource_folder
+from editforge.ground.errors import PackageError
+from editforge.ground.files import read_header
 from editforge.guards.text_guard import TextGuard
-from editforge.recipe.export import BaseModel, Exporter, Written
+from editforge.package.usage import TemplateExporter
+from editforge.recipe import registry
+from editforge.recipe.export import BaseModel, Written
 from editforge.recipe.registry import register
 
 
 @register("export", "guard")
-class GuardFile(Exporter):
+class GuardFile(TemplateExporter):
     """One safetensors file, all of it in the header."""
 
     name, accepts, tags = "guard", TextGuard, ("guard", "guidance")
-
-    def usage(self) -> str:
-        """The template of this name."""
-        path = resource_folder("model_cards") / f"use_{self.name}.md.j2"
-        return path.read_text(encoding="utf-8")
 
     def write(
         self, model: BaseModel, eraser: TextGuard, folder: Path, title: str, dtype: str
@@ -40,11 +38,9 @@ class GuardFile(Exporter):
 
 
 def _read(place: Path) -> TextGuard:
-    from editforge.ground.errors import PackageError
-
-    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
-    for kind in TextGuard.__subclasses__():
-        for file in files:
-            if file.name == kind.file:
+    for file in sorted(place.glob("*.safetensors")) if place.is_dir() else [place]:
+        header, _ = read_header(file)
+        for kind in registry.guides():
+            if issubclass(kind, TextGuard) and kind.header in header:
                 return kind.load(file)
     raise PackageError("no guard here", got=place.name)
