@@ -39,7 +39,7 @@ from transformers import (
 
 from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.families.schema import Family, Match, SamplerDefaults, TextSlice, load_family
+from editforge.families.schema import Family, SamplerDefaults, TextSlice, load_family
 from editforge.ground.disk import sha256_file
 from editforge.ground.files import read_header, read_tensors, write_safetensors
 
@@ -248,7 +248,7 @@ def tiny_family(kind: str) -> Family:
         TextSlice.model_validate({**part.model_dump(), "width": width})
         for part, width in zip(shipped.text, TEXT_WIDTHS[kind], strict=True)
     )
-    match = Match(pipeline=shipped.match.pipeline, text_width=sum(TEXT_WIDTHS[kind]))
+    match = shipped.match.model_copy(update={"text_width": sum(TEXT_WIDTHS[kind])})
     sampler = SamplerDefaults(steps=4, guidance=shipped.sampler.guidance, size=64)
     return shipped.model_copy(update={"text": text, "match": match, "sampler": sampler})
 
@@ -269,6 +269,18 @@ class TinyModel:
     license_name: str | None = None
     license_link: str | None = None
     local: bool = False
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return denoiser_shapes(self.folder)
+
+    @property
+    def standard(self) -> bool:
+        return self.family.published(self.family.select(self.shapes))
+
+    @property
+    def pipeline_class(self) -> str:
+        return self.family.match.pipeline
 
 
 def tiny_model(folder: Path, kind: str, **changes: Any) -> TinyModel:

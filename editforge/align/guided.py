@@ -59,7 +59,7 @@ def guided(inputs: AlignInputs, config: GuidedConfig, context: Context) -> Weigh
             allowed="mine: [{use: prototypes}]",
             next="editforge erase CONCEPT --method prototype-baked",
         )
-    share = config.beta / context.model.family.sampler.guidance
+    share = config.beta / context.model.sampler.guidance
 
     def goal(frozen: Predictions) -> Tensor:
         blended = frozen[ERASE, BLENDED]

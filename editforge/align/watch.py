@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from editforge.align.denoiser import Denoiser
 from editforge.align.options import LoraOptions, check_tracker
 from editforge.align.prompts import Prompts
 from editforge.align.rows import Student
-from editforge.families.draw import Sampler, sample
+from editforge.families.draw import sample
 from editforge.recipe.contract import Context
 
 _ROWS = 4  # concepts and preserved names shown, as many of each
@@ -55,8 +55,7 @@ class Watch:
         self._every = options.grid_every
         shown = dict.fromkeys(prompt.concept for prompt in prompts.erased)
         self._names = [*list(shown)[:_ROWS], *prompts.preserved[:_ROWS]]
-        family = context.model.family.sampler
-        self._sampler = Sampler(family.steps, family.guidance, options.size or family.size)
+        self._sampler = replace(context.model.sampler, size=options.size)
         self._tracker = _tracker(options.tracker, self._folder)
 
     def __enter__(self) -> Watch:

@@ -24,10 +24,14 @@ import torch
 from torch import Tensor
 
 from editforge.artifacts.ledger import ledger_of, stacked
+from editforge.artifacts.lora.factors import lora_factors
+from editforge.artifacts.lora.kohya import write_kohya
 from editforge.artifacts.lora.write import write_lora
 from editforge.artifacts.low_rank import LowRank as LowRank
 from editforge.artifacts.low_rank import reduced, summed
 from editforge.families.identity import Identity, check_base
+from editforge.families.keys import best_family
+from editforge.families.schema import load_family
 from editforge.ground.errors import EditError, PackageError
 from editforge.ground.files import check_finite, read_header, read_tensors, write_safetensors
 from editforge.ground.linalg import product_norm
@@ -257,9 +261,40 @@ class WeightEdit:
                 next="run the recipe again",
             ) from None
 
-    def save_lora(self, folder: Path | str) -> Path:
-        """Write `pytorch_lora_weights.safetensors`, which `pipe.load_lora_weights(folder)` reads."""
-        return write_lora(self, Path(folder))
+    def save_lora(
+        self,
+        folder: Path | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        kohya: str | None = None,
+        prediction_type: str = "epsilon",
+    ) -> Path:
+        """Write `pytorch_lora_weights.safetensors`, which `pipe.load_lora_weights(folder)` reads.
+
+        Args:
+            folder: made if it is missing.
+            dtype: float32 is lossless; 16 bits halve the file and round.
+            kohya: name of a second file, `<name>.safetensors`, for ComfyUI, A1111 and Forge.
+            prediction_type: of the base; the kohya file's header names it.
+
+        Raises:
+            PackageError: changes that a LoRA cannot hold, or a base that has no kohya format.
+        """
+        place = Path(folder)
+        if kohya is not None:
+            widths = {pair.shape[1] for n, pair in self.factors.items() if ".attn2.to_k" in n}
+            modules = {name.partition(".")[2] for name in self.factors}
+            family = best_family(modules, next(iter(widths), None))
+            if family is None:
+                raise PackageError(
+                    "this edit's base has no kohya format",
+                    got=f"{len(modules)} modules of another denoiser",
+                    allowed="SD 1.x, SD 2.x, SDXL and what is distilled from them",
+                    next="leave out kohya: the diffusers file is the one to use",
+                )
+            factors, path = lora_factors(self, dtype), place / f"{kohya}.safetensors"
+            write_kohya(factors, self, path, load_family(family), prediction_type, {})
+        return write_lora(self, place, dtype=dtype)
 
 
 def _join(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from editforge.ground.errors import RecipeError
 from editforge.ground.places import is_repository
@@ -24,9 +33,30 @@ class ModelConfig(BaseModel):
     config: str | None = Field(
         None, description="For a single file: pipeline folder or Hub id with configs and tokenizer."
     )
+    vae: str | None = Field(
+        None, description="For a single file without a VAE: folder or Hub id of an AutoencoderKL."
+    )
+    clip_skip: int | None = Field(
+        None, ge=1, description="2: text states of the last layer but one, as apps call it."
+    )
+    steps: int | None = Field(
+        None, ge=1, le=200, description="Of every picture drawn; null: as its kind is drawn."
+    )
+    guidance: float | None = Field(
+        None, ge=0, le=100, description="Of every picture drawn; null: as its kind is drawn."
+    )
     base: str | None = Field(
         None, description="Hub id that a local folder or file is a copy of; the card names it."
     )
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A recipe that does not use them reads as it did before they were there: its digest stays."""
+        body: dict[str, Any] = handler(self)
+        for key in ("vae", "clip_skip", "steps", "guidance"):
+            if body.get(key) is None:
+                body.pop(key, None)
+        return body
 
     @model_validator(mode="after")
     def _base_names_a_hub_model(self) -> ModelConfig:

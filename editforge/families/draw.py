@@ -14,13 +14,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from editforge.families.pictures import (
@@ -29,7 +31,8 @@ from editforge.families.pictures import (
     recall_pictures,
     surroundings,
 )
-from editforge.families.schema import Family, load_family
+from editforge.families.sampling import Sampler as Sampler
+from editforge.families.sampling import default_sampler as default_sampler
 from editforge.ground.disk import sha256_file, sha256_json
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
 from editforge.ground.files import read_header, read_tensors, write_safetensors
@@ -58,37 +61,6 @@ class Shown:
     seeds: Sequence[int]
 
 
-@dataclass(frozen=True)
-class Sampler:
-    """DPM-Solver++ of second order.
-
-    Args:
-        steps: more: finer images, slower.
-        guidance: higher: closer to the prompt, less varied.
-        size: height and width in pixels; None is the pipeline's own.
-        batch: images at once; changes memory and speed, never the noise.
-    """
-
-    steps: int = 25
-    guidance: float = 7.5
-    size: int | None = None
-    batch: int = 8
-
-    def record(self) -> dict[str, Any]:
-        """What a report says about the sampler; the batch size changes nothing and stays out."""
-        fields = {key: value for key, value in asdict(self).items() if key != "batch"}
-        return {"name": "DPMSolverMultistepScheduler", "solver_order": 2, **fields}
-
-
-def default_sampler(family: str | Family) -> Sampler:
-    """Steps and guidance as the family says, at the pipeline's own size.
-
-    The family's `size` is what its published checkpoints have; a fine-tune may have another.
-    """
-    own = (load_family(family) if isinstance(family, str) else family).sampler
-    return Sampler(steps=own.steps, guidance=own.guidance, batch=own.batch)
-
-
 def own_size(pipe: Any) -> int:
     """Side of the pictures a pipeline draws unasked, in pixels."""
     return int(pipe.unet.config.sample_size * pipe.vae_scale_factor)
@@ -96,9 +68,13 @@ def own_size(pipe: Any) -> int:
 
 def noise(prompt_id: str, seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     """Float32 latents from a CPU generator seeded with 8 bytes of SHA-256(`prompt_id|seed`)."""
+    return torch.randn(shape, generator=keyed_generator(prompt_id, seed), dtype=torch.float32)
+
+
+def keyed_generator(prompt_id: str, seed: int) -> torch.Generator:
+    """A CPU generator for one picture, the same in every batch."""
     digest = hashlib.sha256(f"{prompt_id}|{seed}".encode()).digest()
-    generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-    return torch.randn(shape, generator=generator, dtype=torch.float32)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "big", signed=True))
 
 
 def sampling_dtype(pipe: Any, dtype: Precision | None) -> str:
@@ -169,7 +145,7 @@ def sample(
         told = [base, sha256_file(Path(__file__)), *surroundings(pipe)]
     images, others = [], []
     with (
-        _prepared(pipe),
+        _prepared(pipe, sampler),
         torch.autocast(pipe.unet.device.type, torch.bfloat16, enabled=chosen == "bfloat16"),
         tqdm(total=len(rows), desc=label, unit="image", disable=not progress, leave=False) as bar,
     ):
@@ -203,15 +179,16 @@ def sample(
 
 
 @contextlib.contextmanager
-def _prepared(pipe: Any) -> Iterator[None]:
+def _prepared(pipe: Any, sampler: Sampler) -> Iterator[None]:
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = pipe.scheduler
     bar = getattr(pipe, "_progress_bar_config", None)
     checker = getattr(pipe, "safety_checker", None)
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(
-        scheduler.config, algorithm_type="dpmsolver++", solver_order=2
-    )
+    if sampler.scheduler is None:
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(
+            scheduler.config, algorithm_type="dpmsolver++", solver_order=2
+        )
     pipe.set_progress_bar_config(disable=True)
     if checker is not None:
         pipe.safety_checker = None
@@ -231,17 +208,20 @@ def _draw(
     pipe: Any, batch: list[tuple[Drawable, int]], sampler: Sampler, size: int
 ) -> NDArray[np.uint8]:
     side = size // pipe.vae_scale_factor
-    shape = (pipe.unet.config.in_channels, side, side)
+    shape = (pipe.unet.config.out_channels, side, side)
     latents = torch.stack([noise(prompt.id, seed, shape) for prompt, seed in batch])
-    pixels = pipe(
-        prompt=[prompt.text for prompt, _ in batch],
-        latents=latents.to(pipe.unet.device, pipe.unet.dtype),
-        num_inference_steps=sampler.steps,
-        guidance_scale=sampler.guidance,
-        height=size,
-        width=size,
-        output_type="np",
-    ).images
+    words = {
+        "prompt": [prompt.text for prompt, _ in batch],
+        "latents": latents.to(pipe.unet.device, pipe.unet.dtype),
+        "num_inference_steps": sampler.steps,
+        "guidance_scale": sampler.guidance,
+        "height": size,
+        "width": size,
+        "output_type": "np",
+        **_beside(pipe, batch, sampler, size),
+    }
+    takes = signature(pipe.__call__).parameters
+    pixels = pipe(**{key: value for key, value in words.items() if key in takes}).images
     if not np.isfinite(pixels).all():
         raise EditforgeError(
             "the model draws NaN or infinity",
@@ -251,6 +231,25 @@ def _draw(
     # In row order, as a kept batch is read back: a network sums in another order over another layout.
     drawn: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8, order="C")
     return drawn
+
+
+def _beside(
+    pipe: Any, batch: list[tuple[Drawable, int]], sampler: Sampler, size: int
+) -> dict[str, Any]:
+    """What a pipeline draws from beside noise: gray everywhere, all of it to be painted over.
+
+    Noise that a pipeline or its scheduler makes itself comes from generators with the same keys.
+    """
+    takes = signature(pipe.__call__).parameters
+    asks = "image" in takes and takes["image"].default is None
+    words: dict[str, Any] = {}
+    if asks:
+        gray = Image.new("RGB", (size, size), (128, 128, 128))
+        words |= {"image": [gray] * len(batch), "strength": 1.0}
+        words |= {"mask_image": [Image.new("L", (size, size), 255)] * len(batch)}
+    if asks or sampler.scheduler is not None:
+        words["generator"] = [keyed_generator(prompt.id, seed) for prompt, seed in batch]
+    return words
 
 
 def _kept_batch(path: Path | None, key: str) -> NDArray[np.uint8] | None:

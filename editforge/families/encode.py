@@ -48,8 +48,8 @@ class Span:
 class TextEncoder:
     """The text side of one model: prompts to states, phrases to positions. Float32, no gradient."""
 
-    def __init__(self, pipe: Any, family: Family) -> None:
-        self.pipe, self._parts = pipe, family.text
+    def __init__(self, pipe: Any, family: Family, clip_skip: int | None = None) -> None:
+        self.pipe, self._parts, self._clip_skip = pipe, family.text, clip_skip
         self._tokenizer = getattr(pipe, family.text[0].tokenizer)
         self._encoders = [getattr(pipe, part.encoder) for part in family.text]
         self._tokenizers = [getattr(pipe, part.tokenizer) for part in family.text]
@@ -81,6 +81,7 @@ class TextEncoder:
         """
         found: list[object] = [str(self.device.type), torch.__version__, version("transformers")]
         found.append(sha256_file(Path(__file__)))  # other code may read them in other company
+        found += [self._clip_skip] if self._clip_skip else []
         for encoder, tokenizer in zip(self._encoders, self._tokenizers, strict=True):
             config = {k: v for k, v in encoder.config.to_dict().items() if k not in _UNREAD}
             found += [config, _reads(tokenizer, self.window)]
@@ -154,7 +155,7 @@ class TextEncoder:
         window = self.window if window is None else min(window, self.window)
         batch = max(1, positions // window)
         states = torch.empty(len(prompts), window, self.width)
-        with self._shortened(window):
+        with self._shortened(window), skipped(self._encoders, self._clip_skip):
             for first in range(0, len(prompts), batch):
                 texts = list(prompts[first : first + batch])
                 found = self.pipe.encode_prompt(
@@ -225,6 +226,46 @@ class TextEncoder:
         finally:
             for tokenizer, length in zip(self._tokenizers, before, strict=True):
                 tokenizer.model_max_length = length
+
+
+@contextmanager
+def skipped(encoders: Sequence[Any], clip_skip: int | None) -> Iterator[None]:
+    """Text encoders without their last `clip_skip - 1` layers, for a while; the final norm stays.
+
+    Raises:
+        RecipeError: an encoder has no more layers than that.
+    """
+    towers = [_tower(encoder) for encoder in encoders] if clip_skip else []
+    whole = [tower.layers for tower in towers]
+    try:
+        for tower, layers in zip(towers, whole, strict=True):
+            if clip_skip is not None:
+                if clip_skip > len(layers):
+                    raise RecipeError(
+                        "the text encoder has not that many layers",
+                        got=f"clip_skip {clip_skip}",
+                        allowed=f"1 to {len(layers)}",
+                    )
+                tower.layers = layers[: len(layers) - clip_skip + 1]
+        yield
+    finally:
+        for tower, layers in zip(towers, whole, strict=True):
+            tower.layers = layers
+
+
+def skip_layers(pipe: Any, family: Family, clip_skip: int | None) -> None:
+    """Take the last `clip_skip - 1` layers off a pipeline's text encoders, for good."""
+    if clip_skip is not None:
+        encoders = [getattr(pipe, part.encoder) for part in family.text]
+        with skipped(encoders, clip_skip):
+            kept = [_tower(encoder).layers for encoder in encoders]
+        for encoder, layers in zip(encoders, kept, strict=True):
+            _tower(encoder).layers = layers
+
+
+def _tower(encoder: Any) -> Any:
+    plain = uncompiled(encoder)
+    return getattr(plain, "text_model", plain).encoder
 
 
 def _reads(tokenizer: Any, window: int) -> list[object]:

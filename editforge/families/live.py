@@ -9,6 +9,7 @@ from torch import Tensor
 
 from editforge.families.editable import check_acts, check_here, uncompiled
 from editforge.families.encode import TextEncoder
+from editforge.families.fits import CLIP, check_channels
 from editforge.families.identity import (
     Identity,
     Sketch,
@@ -18,10 +19,9 @@ from editforge.families.identity import (
     identify,
     in_memory,
 )
+from editforge.families.sampling import Sampler, own_sampler
 from editforge.families.schema import Family, TextSlice, load_family, shipped_families
 from editforge.ground.errors import FamilyError
-
-_CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 
 
 class LiveModel:
@@ -43,13 +43,14 @@ class LiveModel:
         self.family = load_family(family) if family else detect_in_memory(pipe)
         self._refuse_changed()
         self._weights = {name: weight.data for name, weight in unet.named_parameters()}
-        found = self.family.select({name: tuple(w.shape) for name, w in self._weights.items()})
+        shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
+        found = self.family.select(shapes, unet.config)
         for path in [path for paths in found.values() for path in paths]:
             check_acts(unet, f"{path}.weight", self._weights[f"{path}.weight"])
         self.modules = {g: [f"{self.family.denoiser}.{p}" for p in ps] for g, ps in found.items()}
         for part in self.family.text:
             check_here(part.encoder, getattr(pipe, part.encoder))
-        self.encoder = TextEncoder(pipe, self.family)
+        self.encoder = TextEncoder(_reads_text(pipe), self.family, self.family.clip_skip(None))
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))
         self.label, self.device = "a pipeline in memory", str(pipe.device)
         self.revision: str | None = None
@@ -62,6 +63,13 @@ class LiveModel:
     def weight(self, path: str) -> Tensor:
         """One map's weight (out, d), as it is now, on the CPU, where the closed forms compute."""
         return self._weights[f"{path.partition('.')[2]}.weight"].detach().cpu()
+
+    @property
+    def sampler(self) -> Sampler:
+        """How its pictures are drawn."""
+        scheduler = self._pipe.scheduler
+        told = {**scheduler.config, "_class_name": type(scheduler).__name__}
+        return own_sampler(self.family, uncompiled(self._pipe.unet).config, told)
 
     def pipeline(self) -> Any:
         """The user's own pipeline: whoever changes it puts it back."""
@@ -120,7 +128,7 @@ def detect_in_memory(pipe: Any) -> Family:
         FamilyError: another UNet or another kind of text encoder, by name.
     """
     config = uncompiled(pipe.unet).config
-    width, reads = config.get("cross_attention_dim"), config.get("in_channels")
+    width = config.get("cross_attention_dim")
     families = [load_family(name) for name in shipped_families()]
     fitting = [family for family in families if family.match.text_width == width]
     if not fitting:
@@ -131,20 +139,29 @@ def detect_in_memory(pipe: Any) -> Family:
             allowed=known,
             next="describe it in a family YAML: editforge.erase(pipe, ..., family='my.yaml')",
         )
-    writes = config.get("out_channels")
-    if reads != writes:  # a mask or a picture beside the noise
-        raise _unlike(
-            pipe,
-            "a UNet that reads more than noise",
-            f"{reads} channels, and it writes {writes}",
-        )
     problems = []
     for family in fitting:
         problem = next(filter(None, (_no_encoder(pipe, part) for part in family.text)), None)
         if problem is None:
+            check_channels(family, config)
             return family
         problems.append(problem)
     raise _unlike(pipe, f"another text side than family {fitting[0].name} has", problems[0])
+
+
+def _reads_text(pipe: Any) -> Any:
+    """A pipeline of the same encoders that has `encode_prompt`: InstructPix2Pix has none of its own."""
+    if hasattr(pipe, "encode_prompt"):
+        return pipe
+    from diffusers import StableDiffusionPipeline
+
+    rest = dict.fromkeys(("vae", "unet", "scheduler", "safety_checker", "feature_extractor"))
+    return StableDiffusionPipeline(
+        text_encoder=pipe.text_encoder,
+        tokenizer=pipe.tokenizer,
+        requires_safety_checker=False,
+        **rest,
+    )
 
 
 def _no_encoder(pipe: Any, part: TextSlice) -> str | None:
@@ -153,8 +170,8 @@ def _no_encoder(pipe: Any, part: TextSlice) -> str | None:
     name = type(encoder).__name__
     if encoder is None:
         return f"pipe.{part.encoder} is not there"
-    if name not in _CLIP:
-        return f"pipe.{part.encoder} is a {name}, not a {_CLIP[0]}"
+    if name not in CLIP:
+        return f"pipe.{part.encoder} is a {name}, not a {CLIP[0]}"
     own = encoder.config.hidden_size
     return None if own == part.width else f"pipe.{part.encoder} has width {own}, not {part.width}"
 

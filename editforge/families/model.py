@@ -19,10 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from editforge.families.encode import TextEncoder
+from editforge.families.encode import TextEncoder, skip_layers
+from editforge.families.fits import check_parts, detect, in_eight_bits
 from editforge.families.identity import Identity, Piece, Sketch, components, identify, plain_name
 from editforge.families.outline import reader
-from editforge.families.schema import Family, load_family, shipped_families
+from editforge.families.sampling import Sampler, own_sampler
+from editforge.families.schema import Family, load_family
 from editforge.ground.disk import read_json, sha256_file, sha256_json
 from editforge.ground.errors import FamilyError
 from editforge.ground.files import TensorInfo, check_finite, read_header, read_tensors
@@ -60,6 +62,8 @@ class Described(Protocol):
     def prediction_type(self) -> str: ...  # noqa: D102
     @property
     def reader(self) -> TextEncoder: ...  # noqa: D102
+    @property
+    def standard(self) -> bool: ...  # noqa: D102
 
 
 class TextModel(Protocol):
@@ -82,6 +86,8 @@ class TextModel(Protocol):
     def digest(self) -> str: ...  # noqa: D102
     @property
     def drawn_by(self) -> str | None: ...  # noqa: D102
+    @property
+    def sampler(self) -> Sampler: ...  # noqa: D102
     def weight(self, path: str) -> Tensor: ...  # noqa: D102
     def pipeline(self) -> Any: ...  # noqa: D102
 
@@ -96,6 +102,10 @@ class Model:
         variant: suffix of the weight files (`fp16`), None for unsuffixed ones.
         device: where text is encoded and pictures are drawn.
         dtype: of the pipeline that draws pictures; None means float32 on a CPU, else the file's.
+        clip_skip: 2 reads the text states of the last layer but one, as apps call it; None: as the
+            family says.
+        steps: of a picture; None: as the checkpoint's kind is drawn. So is guidance.
+        guidance: see steps.
         hashed: sha256 of files of the folder that are known already. Every other file is read for
             its hash when one is asked for, and once.
 
@@ -112,14 +122,20 @@ class Model:
         variant: str | None = None,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
+        clip_skip: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
         hashed: Mapping[Path, str] | None = None,
     ) -> None:
         self._hashed = dict(hashed or {})
+        self._drawn: dict[str, Any] = {"steps": steps, "guidance": guidance}
         self.folder, self.origin, self.variant, self.device = folder, origin, variant, device
         self.dtype = dtype or (torch.float32 if device == "cpu" else None)
         self._index = read_config(folder / "model_index.json")
         self.config = read_config(folder / "unet" / "config.json")
         self.family = load_family(family) if family else detect(self._index, self.config)
+        self.clip_skip = self.family.clip_skip(clip_skip)
+        check_parts(self.family, folder, self._index, self.config)
         self.label, self.revision = origin.label, origin.revision
         self.license, self.license_name = origin.license, origin.license_name
         self.license_link, self.local = origin.license_link, origin.local
@@ -128,7 +144,9 @@ class Model:
         tables = self._tables.values()
         self.shapes = {n: tuple(info.shape) for table in tables for n, info in table.items()}
         denoiser = self.family.denoiser
-        found = self.family.select(self.shapes)
+        in_eight_bits(tables)
+        found = self.family.select(self.shapes, self.config)
+        self.standard = self.family.published(found)
         self.modules = {g: [f"{denoiser}.{path}" for path in paths] for g, paths in found.items()}
         if self.prediction_type not in self.family.predictions:
             raise FamilyError(
@@ -137,11 +155,27 @@ class Model:
                 allowed=", ".join(self.family.predictions),
             )
 
+    @cached_property
+    def scheduler(self) -> dict[str, Any]:
+        """The scheduler's config: what the model predicts, and how it is sampled."""
+        return read_config(self.folder / "scheduler" / "scheduler_config.json")
+
     @property
     def prediction_type(self) -> str:
         """What the denoiser predicts, from the scheduler's config: epsilon or v_prediction."""
-        scheduler = read_config(self.folder / "scheduler" / "scheduler_config.json")
-        return str(scheduler.get("prediction_type", "epsilon"))
+        return str(self.scheduler.get("prediction_type", "epsilon"))
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """How its pictures are drawn."""
+        return own_sampler(self.family, self.config, self.scheduler, **self._drawn)
+
+    @property
+    def pipeline_class(self) -> str:
+        """The class of diffusers that loads it, as its own index says."""
+        own = str(self._index.get("_class_name"))
+        match = self.family.match
+        return own if own in match.also else match.pipeline
 
     @property
     def paths(self) -> list[str]:
@@ -170,7 +204,8 @@ class Model:
     def encoder(self) -> TextEncoder:
         """The text side, built without denoiser and decoder, in float32."""
         absent: dict[str, Any] = dict.fromkeys(set(self._index) & _NOT_TEXT)
-        return TextEncoder(self._load(absent, torch.float32).to(self.device), self.family)
+        pipe = self._load(absent, torch.float32, self.family.match.pipeline).to(self.device)
+        return TextEncoder(pipe, self.family, self.clip_skip)
 
     def pipeline(self, **parts: Any) -> Any:
         """The whole stock pipeline, loaded anew on each call; safety checker as shipped.
@@ -179,15 +214,18 @@ class Model:
             parts: loaded components to take instead of the folder's own.
         """
         pipe = self._load(parts, self.dtype)
+        skip_layers(pipe, self.family, self.clip_skip)
         pipe.set_progress_bar_config(disable=True)
         return pipe.to(self.device)
 
-    def _load(self, parts: dict[str, Any], dtype: torch.dtype | None) -> Any:
+    def _load(
+        self, parts: dict[str, Any], dtype: torch.dtype | None, cls_name: str | None = None
+    ) -> Any:
         import diffusers
         from safetensors import SafetensorError
 
         try:
-            cls = getattr(diffusers, self.family.match.pipeline)
+            cls = getattr(diffusers, cls_name or self.pipeline_class)
             return cls.from_pretrained(
                 self.folder,
                 variant=self.variant,
@@ -258,7 +296,8 @@ class Model:
     @property
     def drawn_by(self) -> str | None:
         """What decides, to the last bit, which pictures `pipeline()` draws: part of a cache's key."""
-        return sha256_json([self.digest, self.variant, str(self.dtype)])
+        told = [self.digest, self.variant, str(self.dtype)]
+        return sha256_json([*told, self.clip_skip] if self.clip_skip else told)
 
     def _digest(self, files: Mapping[str, Path]) -> str:
         for path in files.values():
@@ -275,28 +314,6 @@ _NOT_TEXT = {"unet", "vae", "safety_checker", "feature_extractor", "image_encode
 
 def _read(file: Path, name: str, table: Mapping[str, TensorInfo]) -> Tensor:
     return read_tensors(file, [name], table)[name]
-
-
-def detect(index: dict[str, Any], config: dict[str, Any]) -> Family:
-    """The one shipped family whose pipeline class and text width this model has.
-
-    Raises:
-        FamilyError: none fits; the known ones are listed.
-    """
-    pipeline, width = index.get("_class_name"), config.get("cross_attention_dim")
-    families = [load_family(name) for name in shipped_families()]
-    for family in families:
-        if family.match.pipeline == pipeline and family.match.text_width == width:
-            return family
-    known = "; ".join(
-        f"{f.name} ({f.match.pipeline}, text width {f.match.text_width})" for f in families
-    )
-    raise FamilyError(
-        "unknown architecture",
-        got=f"{pipeline}, text width {width}",
-        allowed=known,
-        next="describe it in a family YAML and pass --set model.family=my.yaml",
-    )
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:

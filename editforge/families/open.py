@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from editforge.families.config import EMBEDDED, ModelConfig, base_is_known
-from editforge.families.model import Model, Origin, detect, read_config, weight_name
+from editforge.families.fits import check_parts, detect
+from editforge.families.model import Model, Origin, read_config, weight_name
 from editforge.families.outline import Outline, wanted
 from editforge.families.schema import load_family
+from editforge.families.single_file import PICKLED, convert
 from editforge.ground.disk import sha256_file, sha256_json
 from editforge.ground.errors import FamilyError
-from editforge.ground.files import read_header
 from editforge.ground.places import hub_failure, is_hub_id, transport_error
-
-_PICKLED = (".ckpt", ".bin", ".pt", ".pth")
 
 
 @contextmanager
@@ -48,7 +47,7 @@ def open_model(
         yield Model(emoji.folder(), origin, hashed=emoji.verified(), **options)
     elif path.is_dir():
         yield _local(path, config, options, say)
-    elif path.suffix in (".safetensors", *_PICKLED):
+    elif path.suffix in (".safetensors", *PICKLED):
         with tempfile.TemporaryDirectory(prefix="editforge-") as folder:
             yield _converted(path, config, Path(folder), options, say)
     elif is_hub_id(config.id):
@@ -74,6 +73,9 @@ def _options(config: ModelConfig) -> dict[str, Any]:
         "variant": config.variant,
         "device": chosen_device(config.device),
         "dtype": dtypes.get(config.dtype or ""),
+        "clip_skip": config.clip_skip,
+        "steps": config.steps,
+        "guidance": config.guidance,
     }
 
 
@@ -118,7 +120,15 @@ def describe(config: ModelConfig) -> Iterator[Outline]:
         files = [path for path in model.folder.rglob("*") if path.is_file()]
         sizes = {path.relative_to(model.folder).as_posix(): path.stat().st_size for path in files}
         yield Outline(
-            model.folder, model.family, model.device, sizes, model.label, {}, model.variant
+            model.folder,
+            model.family,
+            model.device,
+            sizes,
+            model.label,
+            {},
+            model.variant,
+            config.steps,
+            config.guidance,
         )
 
 
@@ -147,6 +157,7 @@ def _listed(config: ModelConfig) -> Outline | None:
     index = read_config(folder / "model_index.json")
     unet = read_config(folder / "unet" / "config.json")
     family = load_family(config.family) if config.family else detect(index, unet)
+    check_parts(family, folder, index, unet)
     names = wanted(listed, index, config.variant)
     for component in (family.denoiser, *(part.encoder for part in family.text)):
         chosen = any(n.startswith(f"{component}/") and n.endswith(".safetensors") for n in names)
@@ -160,7 +171,8 @@ def _listed(config: ModelConfig) -> Outline | None:
     }
     sizes = {name: listed[name] for name in names}
     device = chosen_device(config.device)
-    return Outline(folder, family, device, sizes, config.id, absent, config.variant)
+    told = (config.variant, config.steps, config.guidance)
+    return Outline(folder, family, device, sizes, config.id, absent, *told)
 
 
 def _local(
@@ -220,29 +232,8 @@ def _converted(
     options: dict[str, Any],
     say: Callable[[str], None],
 ) -> Model:
-    """A single file as a pipeline folder; diffusers knows the key maps of the published layouts."""
-    import diffusers
-
-    if path.suffix in _PICKLED:
-        raise FamilyError(
-            "this checkpoint is pickled, and unpickling can run code",
-            got=path.name,
-            allowed=".safetensors",
-            next="convert it to safetensors on a machine you can afford to lose",
-        )
-    _, table = read_header(path)
-    sdxl = any(name.startswith("conditioner.embedders.1") for name in table)
-    cls = diffusers.StableDiffusionXLPipeline if sdxl else diffusers.StableDiffusionPipeline
-    extra = {"config": config.config} if config.config else {}
-    try:
-        pipe = cls.from_single_file(str(path), dtype=options["dtype"], **extra)
-    except Exception as error:  # diffusers raises many kinds; each means the same to the user
-        raise FamilyError(
-            "this single file does not load",
-            got=" ".join(str(error).split())[:300],
-            next="offline, name a folder with its configs: --set model.config=FOLDER",
-        ) from None
-    pipe.save_pretrained(folder)
+    """A single file as a pipeline folder."""
+    convert(path, folder, configs=config.config, decoder=config.vae)
     if config.base:
         origin = _copy_of(config.base, say)
     else:

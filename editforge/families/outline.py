@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from editforge.families.encode import TextEncoder
+from editforge.families.sampling import Sampler, own_sampler
 from editforge.families.schema import Family
 from editforge.ground.disk import read_json
 from editforge.ground.errors import FamilyError
@@ -34,6 +35,7 @@ class Outline:
         label: what may be said about where it came from.
         downloads: path to bytes of what a run would have to fetch first.
         variant: suffix of the weight files.
+        steps: of a picture, if the user says; so is guidance.
     """
 
     folder: Path
@@ -43,6 +45,8 @@ class Outline:
     label: str
     downloads: Mapping[str, int]
     variant: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
 
     @cached_property
     def reader(self) -> TextEncoder:
@@ -68,13 +72,32 @@ class Outline:
         Raises:
             FamilyError: the denoiser has other maps than its family.
         """
-        return sorted(path for paths in self.family.select(self.shapes).values() for path in paths)
+        return sorted(path for paths in self._modules.values() for path in paths)
+
+    @property
+    def standard(self) -> bool:
+        """Whether it has as many maps as the family's published checkpoints."""
+        return self.family.published(self._modules)
+
+    @cached_property
+    def _modules(self) -> dict[str, list[str]]:
+        return self.family.select(self.shapes, self.denoiser.config)
+
+    @cached_property
+    def _scheduler(self) -> dict[str, Any]:
+        found: dict[str, Any] = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        return found
 
     @property
     def prediction_type(self) -> str:
         """What the denoiser predicts: epsilon or v_prediction."""
-        path = self.folder / "scheduler" / "scheduler_config.json"
-        return str(read_json(path).get("prediction_type", "epsilon"))
+        return str(self._scheduler.get("prediction_type", "epsilon"))
+
+    @property
+    def sampler(self) -> Sampler:
+        """How a run would draw it."""
+        config, told = self.denoiser.config, self._scheduler
+        return own_sampler(self.family, config, told, steps=self.steps, guidance=self.guidance)
 
     def bytes_of(self, component: str) -> int:
         """Bytes of one component's weight files."""
@@ -93,6 +116,7 @@ class Outline:
         side = size // factor if size else config.sample_size
         with torch.device("meta"):
             noise = torch.empty(1, config.in_channels, side, side)
+            latents = torch.empty(1, config.out_channels, side, side)
             states = torch.empty(1, self.reader.window, self.family.text_width)
             more: dict[str, Any] = {}
             if config.addition_embed_type == "text_time":
@@ -101,7 +125,7 @@ class Outline:
                 more = {"text_embeds": pooled, "time_ids": torch.empty(1, 6)}
             time = torch.empty((), dtype=torch.long)
         step = _flops(lambda: self.denoiser(noise, time, states, added_cond_kwargs=more))
-        return steps * (1 + (guidance > 1)) * step + _flops(lambda: decoder.decode(noise))
+        return steps * (1 + (guidance > 1)) * step + _flops(lambda: decoder.decode(latents))
 
 
 def reader(folder: Path, family: Family) -> TextEncoder:

@@ -1,14 +1,17 @@
 """A family: where text enters one architecture, as data.
 
-A family YAML names modules, widths and counts; any other number of matches is an error, so no library
-update quietly halves an edit. Rules that cannot be data are functions named here by a word.
+A family YAML names modules, widths and counts. A checkpoint with another number of matches, as
+distilled ones have, is believed only if its file holds exactly the weights that its own config
+promises: neither a library's update nor a damaged file quietly halves an edit. Rules that cannot be
+data are functions named here by a word.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,18 +29,22 @@ class Match(_Data):
     """What a model must be to belong to this family."""
 
     pipeline: str = Field(description="Class name in model_index.json.")
+    also: tuple[str, ...] = Field((), description="Other classes made of the same parts.")
     text_width: int = Field(gt=0, description="Width of the text states the denoiser reads.")
 
 
 class ModulePattern(_Data):
-    """Which denoiser modules form one group, and how many there must be."""
+    """Which denoiser modules form one group, and how many the published checkpoints have."""
 
     pattern: str
     expect: int = Field(gt=0)
 
 
 class TextSlice(_Data):
-    """Which columns of the text states come from which encoder."""
+    """Which columns of the text states come from which encoder.
+
+    `penultimate` with the final norm is what apps call clip skip 2; SDXL reads it without the norm.
+    """
 
     encoder: str
     tokenizer: str
@@ -72,6 +79,12 @@ class Family(_Data):
         None, description="Prediction type to ModelSpec architecture, without `/lora`; null: none."
     )
     predictions: tuple[str, ...] = ("epsilon", "v_prediction")
+    single_file: tuple[str, ...] = Field(
+        ("epsilon",), description="Prediction types that readers of its single files understand."
+    )
+    beside: tuple[int, ...] = Field(
+        (0,), description="Channels read beside the noise: 4 are a picture, 5 a picture and a mask."
+    )
     tokens: int = 77
     sampler: SamplerDefaults = SamplerDefaults()
     words: str | None = Field(None, description="Word list of our own; null: the tokenizer's.")
@@ -87,6 +100,13 @@ class Family(_Data):
                 f"match.text_width is {self.match.text_width}, the text slices add up to "
                 f"{self.text_width}"
             )
+        normed = "XL" not in self.match.pipeline
+        for part in self.text:
+            if part.final_norm != normed or (part.states == "last" and not normed):
+                told = "last or penultimate, with final_norm" if normed else "penultimate, without"
+                raise ValueError(
+                    f"{self.match.pipeline} gives other states of {part.encoder}: {told} it"
+                )
         return self
 
     @property
@@ -94,39 +114,95 @@ class Family(_Data):
         """Width of the text states: the sum of the encoders' slices."""
         return sum(part.width for part in self.text)
 
-    def select(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    def clip_skip(self, asked: int | None) -> int | None:
+        """Which layer of the text encoder is read, counted from the last as apps do; None: the last.
+
+        Args:
+            asked: 1 is the last; None: as the family says.
+
+        Raises:
+            FamilyError: a family whose pipeline has no choice, or no such layer.
+        """
+        own = (
+            2 if all(part.states == "penultimate" and part.final_norm for part in self.text) else 1
+        )
+        if asked is None:
+            return own if own > 1 else None
+        if asked < 1:
+            raise FamilyError("no such layer", got=f"clip_skip {asked}", allowed="1 or more; 2")
+        if asked > 1 and not all(part.final_norm for part in self.text):
+            raise FamilyError(
+                f"family {self.name} has no clip skip",
+                got=f"clip_skip {asked}",
+                allowed="none: its pipeline reads the last layer but one, whatever an app says",
+                next="leave out model.clip_skip",
+            )
+        return asked if asked > 1 else None
+
+    def select(
+        self, shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any] | None = None
+    ) -> dict[str, list[str]]:
         """Module paths by group, from the denoiser's weight names and shapes.
 
         Args:
             shapes: parameter name (`down_blocks.0...to_k.weight`) to shape.
+            config: the denoiser's own: decides where a pattern matches another number of modules than
+                the published checkpoints have. None: that number alone will do.
 
         Raises:
-            FamilyError: a pattern matches another number of modules, or another width.
+            FamilyError: another number than published, and not what the config promises; no module at
+                all; or another width.
         """
         paths = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
-        found: dict[str, list[str]] = {}
-        for group, rule in self.modules.items():
-            found[group] = [path for path in paths if fnmatchcase(path, rule.pattern)]
-            if len(found[group]) != rule.expect:
-                endings = sorted(
-                    {".".join(path.split(".")[-2:]) for path in paths if "attn" in path}
-                )
+        found = {
+            group: [path for path in paths if fnmatchcase(path, rule.pattern)]
+            for group, rule in self.modules.items()
+        }
+        if not self.published(found):
+            self._check_own(found, paths, shapes, config)
+        for path in (path for group in found.values() for path in group):
+            shape = shapes[f"{path}.weight"]
+            if len(shape) != 2 or shape[1] != self.text_width:
                 raise FamilyError(
-                    f"{len(found[group])} modules of this model match {rule.pattern!r}, "
-                    f"family {self.name} has {rule.expect}",
-                    got=f"{len(paths)} weights",
-                    allowed=did_you_mean(rule.pattern.lstrip("*."), endings),
-                    next="the model is another architecture or incomplete: editforge list families",
+                    f"{path} reads another width than family {self.name}",
+                    got=str(tuple(shape)),
+                    allowed=f"(out, {self.text_width})",
                 )
-            for path in found[group]:
-                shape = shapes[f"{path}.weight"]
-                if len(shape) != 2 or shape[1] != self.text_width:
-                    raise FamilyError(
-                        f"{path} reads another width than family {self.name}",
-                        got=str(tuple(shape)),
-                        allowed=f"(out, {self.text_width})",
-                    )
         return found
+
+    def published(self, found: Mapping[str, list[str]]) -> bool:
+        """Whether a model has as many modules of each group as the family's published checkpoints."""
+        return all(len(found[group]) == rule.expect for group, rule in self.modules.items())
+
+    def _check_own(
+        self,
+        found: Mapping[str, list[str]],
+        paths: list[str],
+        shapes: Mapping[str, tuple[int, ...]],
+        config: Mapping[str, Any] | None,
+    ) -> None:
+        from editforge.families.promised import promised
+
+        group, rule = next((g, r) for g, r in self.modules.items() if len(found[g]) != r.expect)
+        if config is None or not found[group]:
+            endings = sorted({".".join(path.split(".")[-2:]) for path in paths if "attn" in path})
+            raise FamilyError(
+                f"{len(found[group])} modules of this model match {rule.pattern!r}, "
+                f"family {self.name} has {rule.expect}",
+                got=f"{len(paths)} weights",
+                allowed=did_you_mean(rule.pattern.lstrip("*."), endings),
+                next="the model is another architecture or incomplete: editforge list families",
+            )
+        names = promised(config)
+        lost, added = sorted(names - set(shapes)), sorted(set(shapes) - names)
+        if lost or added:
+            what = f"lacks {len(lost)}" if lost else f"has {len(added)} more"
+            raise FamilyError(
+                f"this denoiser {what} of the weights that its own config promises",
+                got=", ".join((lost or added)[:3]),
+                allowed=f"{len(names)} weights",
+                next="the download is incomplete, or config.json belongs to another model",
+            )
 
 
 def load_family(name: str) -> Family:

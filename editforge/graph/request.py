@@ -11,7 +11,7 @@ from editforge.evaluate.prompts import SCORING_SEEDS, Prompt
 from editforge.evaluate.prompts import emoji as emoji_prompts
 from editforge.evaluate.prompts import general as general_prompts
 from editforge.evaluate.scores import knows
-from editforge.families.draw import Sampler, default_sampler, own_size, sampling_dtype
+from editforge.families.draw import Sampler, own_size, sampling_dtype
 from editforge.families.model import Model
 from editforge.ground.errors import RecipeError, did_you_mean
 from editforge.ground.names import fold
@@ -117,7 +117,7 @@ def request(recipe: Recipe, model: Model, images: int) -> Request:
         raise _without_judge(f"family {family} has none of its own")
     _check_known(prompts, judges)
     pipe = model.pipeline()
-    sampler = default_sampler(model.family)
+    sampler = model.sampler
     sampler = replace(sampler, size=sampler.size or own_size(pipe))
     dtype = sampling_dtype(pipe, None)
     public = public_recipe(recipe, model.label)

@@ -26,6 +26,8 @@ DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -149,6 +151,8 @@ def check_finite(tensor: Tensor, name: str) -> None:
     """Raise PackageError if a floating tensor holds a NaN or an infinity."""
     if not tensor.is_floating_point():
         return
+    if tensor.itemsize == 1:  # eight bits have no isfinite; float16 holds all of their values
+        tensor = tensor.to(torch.float16)
     # in pieces: isfinite makes a copy of what it looks at
     bad = sum(int((~torch.isfinite(part)).sum()) for part in tensor.reshape(-1).split(_PIECE))
     if bad:

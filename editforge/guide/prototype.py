@@ -11,7 +11,6 @@ from pydantic import Field
 from editforge.artifacts.chosen import erased_names
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.prototypes import Prototypes
-from editforge.families.draw import default_sampler
 from editforge.families.vocabulary import thinned, word_list
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import fold
@@ -88,7 +87,7 @@ def prototype(inputs: GuideInputs, config: PrototypeConfig, context: Context) ->
             next="editforge erase CONCEPT --method prototype",
         )
     tensors, concepts = _bank(inputs, found, config, context)
-    family, sampler = context.model.family, default_sampler(context.model.family)
+    family, sampler = context.model.family, context.model.sampler
     text = encoders_of(context.model.encoder.pipe, family)
     facts = Facts(
         concepts=tuple(concepts),

@@ -23,7 +23,7 @@ from editforge import emoji
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighborhood, Neighbors
 from editforge.artifacts.prototypes import Cluster, Modes, Prototypes
-from editforge.families.draw import Shown, default_sampler, sample
+from editforge.families.draw import Shown, sample
 from editforge.families.vocabulary import check_words, load_vocabulary, thinned
 from editforge.ground.errors import RecipeError
 from editforge.ground.keyed import keyed
@@ -199,7 +199,7 @@ def _draw(named: _Named, config: PrototypesConfig, context: Context, clip: Any) 
         if config.pairs
         else pairs_of(named.names, templates, config.num_pairs)
     )
-    pipe, sampler = context.model.pipeline(), default_sampler(family)
+    pipe, sampler = context.model.pipeline(), context.model.sampler
     key = re.sub(r"\W+", "-", fold(concept.name))
 
     def drawn(texts: Sequence[str], label: str) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ is convention, not run.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,9 @@ from editforge.recipe import registry
 
 Reader = Literal["diffusers", "comfyui", "a1111"]
 READERS: tuple[Reader, ...] = ("diffusers", "comfyui", "a1111")
+_OF_TEXT = re.compile(
+    r"lora_te[12]?_text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])"
+)
 _LORA = (".lora_A.weight", ".lora_B.weight")
 _KOHYA = (".lora_down.weight", ".lora_up.weight", ".alpha", ".diff", ".diff_b", ".set_weight")
 
@@ -136,7 +140,9 @@ def _format(header: dict[str, str], table: dict[str, TensorInfo]) -> str:
 
 def _family(kind: str, table: dict[str, TensorInfo]) -> str | None:
     if kind == "kohya LoRA":
-        stems = {name.split(".")[0] for name in table}
+        stems = {
+            stem for name in table if (stem := name.split(".")[0]) and not _OF_TEXT.match(stem)
+        }
         modules = {m for f in LAYOUTS for s, m in kohya_modules(f).items() if s in stems}
         unknown = {stem for stem in stems if not any(stem in kohya_modules(f) for f in LAYOUTS)}
         return best_family(modules | unknown, _text_width(table))
@@ -197,7 +203,11 @@ def _diffusers_lora(table: dict[str, TensorInfo], reader: str, family: str | Non
         bare = "" if matched else "without the prefix unet. the pipeline loader attaches nothing"
         return matched, set(), bare
     if reader == "a1111":
-        return set(), set(), "A1111 reads kohya's names (convention); use the file in kohya/"
+        return (
+            set(),
+            set(),
+            "A1111 reads kohya's names (convention); use the other file of the repository",
+        )
     # ComfyUI knows these modules too, but spells attention `.processor.to_` and asks for `_lora`.
     known = unet_modules(family) if family else {}
     matched = {
@@ -205,14 +215,16 @@ def _diffusers_lora(table: dict[str, TensorInfo], reader: str, family: str | Non
         for name in table
         if _module(name) in known and ".to_" not in name and name.endswith(_LORA)
     }
-    return matched, set(), "ComfyUI reads kohya's names; use the file in kohya/"
+    return matched, set(), "ComfyUI reads kohya's names; use the other file of the repository"
 
 
 def _kohya_lora(table: dict[str, TensorInfo], reader: str, family: str | None) -> Prediction:
     known = kohya_modules(family) if family else {}
     ends = _KOHYA if reader == "comfyui" else _KOHYA[:3]
-    matched = {name for name in table if name.split(".")[0] in known and name.endswith(ends)}
-    return matched, set(), ""
+    text = {name for name in table if _OF_TEXT.fullmatch(name.split(".")[0])}
+    found = {name for name in table if name.split(".")[0] in known} | text
+    note = "it also changes a text encoder, which editforge itself does not load" if text else ""
+    return {name for name in found if name.endswith(ends)}, set(), note
 
 
 def _guard(table: dict[str, TensorInfo], reader: str, family: str | None) -> Prediction:

@@ -7,12 +7,13 @@ weights, single files at the root) stays behind, and nothing that is pickled is 
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 from editforge.artifacts.weight_edit import WeightEdit
-from editforge.ground.disk import read_json
+from editforge.ground.disk import read_json, write_text
 from editforge.ground.errors import PackageError
 from editforge.package.base import Weights, check_fits, copy_file
 from editforge.package.denoiser import write_denoiser
@@ -84,8 +85,22 @@ def _is_ours(path: Path) -> bool:
 def _add_unsuffixed(target: Path, variant: str) -> None:
     """A folder that holds suffixed files alone does not load without naming the variant."""
     for stem in ("diffusion_pytorch_model", "model"):
-        suffixed = target / f"{stem}.{variant}.safetensors"
         plain = target / f"{stem}.safetensors"
-        sharded = target / f"{stem}.safetensors.index.json"
-        if suffixed.is_file() and not plain.is_file() and not sharded.is_file():
+        index = target / f"{stem}.safetensors.index.json"
+        if plain.is_file() or index.is_file():
+            continue
+        suffixed = target / f"{stem}.{variant}.safetensors"
+        shards = target / f"{stem}.safetensors.index.{variant}.json"
+        if suffixed.is_file():
             shutil.copyfile(suffixed, plain)
+        elif shards.is_file():
+            body = read_json(shards)
+            told = {name: _plain(file, variant) for name, file in body["weight_map"].items()}
+            for file in set(body["weight_map"].values()):
+                shutil.copyfile(target / file, target / _plain(file, variant))
+            write_text(index, json.dumps({**body, "weight_map": told}, indent=2) + "\n")
+
+
+def _plain(file: str, variant: str) -> str:
+    """The unsuffixed name of one shard: `model.fp16-00001-of-00002` or `model-00001-of-00002.fp16`."""
+    return file.replace(f".{variant}", "", 1)

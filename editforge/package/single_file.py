@@ -15,6 +15,7 @@ from torch import Tensor
 
 from editforge.artifacts.lora.header import provenance_header
 from editforge.artifacts.weight_edit import WeightEdit
+from editforge.families import single_file as read
 from editforge.families.original import (
     is_vae_matrix,
     long_text_name,
@@ -22,6 +23,7 @@ from editforge.families.original import (
     unet_names,
     vae_names,
 )
+from editforge.ground.disk import read_json
 from editforge.ground.errors import PackageError
 from editforge.ground.files import DTYPES, LazyTensor, read_header, write_safetensors
 from editforge.package.base import (
@@ -39,18 +41,29 @@ _DENOISER = "model.diffusion_model."
 
 
 def check_original(model: Exportable, export: str) -> None:
-    """Refuse a base whose family has no original format, or that a single file cannot describe.
+    """Refuse a base that has no original format, or that readers of single files would mistake.
 
     Raises:
         PackageError: with what it can be exported as.
     """
     check_offered(model, export)
-    if model.prediction_type != "epsilon":
+    known = model.family.single_file
+    if model.prediction_type not in known:
         raise PackageError(
-            "a single file cannot say how its model predicts, and readers assume epsilon",
+            f"a single file of family {model.family.name} cannot say how its model predicts",
             got=model.prediction_type,
+            allowed=", ".join(known),
             next="export the folder instead: --export pipeline",
         )
+    if not model.standard:
+        raise PackageError(
+            "readers of single files assume the published number of blocks",
+            got=f"a distilled or changed base of family {model.family.name}",
+            next="export the folder instead: --export pipeline",
+        )
+    unet_names(
+        model.shapes
+    )  # a weight without an original name is found now, not when it is written
 
 
 def write_single_file(
@@ -68,6 +81,7 @@ def write_single_file(
     cast = precision(dtype)
     tensors = _unet(denoiser, edit, cast) | _vae(model, cast) | _text(model, cast)
     stored = {one.dtype for one in tensors.values() if one.dtype.is_floating_point}
+    tensors |= _says(model)
     only = next(iter(stored)) if len(stored) == 1 else None
     suffix = f"-{SUFFIXES[only]}" if only in SUFFIXES else ""
     path = folder / f"{name}{suffix}.safetensors"
@@ -134,6 +148,26 @@ def _openclip(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         else:
             result[original] = first
     return result
+
+
+def _says(model: BaseModel) -> dict[str, LazyTensor]:
+    """The keys by which SDXL files say how they are sampled: v, zero terminal SNR, EDM's statistics."""
+    scheduler = read_json(model.folder / "scheduler" / "scheduler_config.json")
+    names = [read.V_PREDICTION] if model.prediction_type == "v_prediction" else []
+    names += [read.ZERO_SNR] if names and scheduler.get("rescale_betas_zero_snr") else []
+    found = {name: _tensor(torch.zeros(0)) for name in names}
+    if str(scheduler.get("_class_name", "")).startswith("EDM"):
+        vae = read_json(model.folder / "vae" / "config.json")
+        for name, key in read.EDM.items():
+            if vae.get(key) is not None:
+                found[name] = _tensor(
+                    torch.tensor(vae[key], dtype=torch.float32).reshape(1, -1, 1, 1)
+                )
+    return found
+
+
+def _tensor(values: Tensor) -> LazyTensor:
+    return LazyTensor(values.dtype, tuple(values.shape), lambda: values)
 
 
 def _changed(

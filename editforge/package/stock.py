@@ -56,7 +56,7 @@ class StockExporter(TemplateExporter):
 
 
 def pipeline_class(model: Model) -> Any:
-    """Of diffusers, as the family names it."""
+    """Of diffusers, as the base's own index names it."""
     import diffusers
 
-    return getattr(diffusers, model.family.match.pipeline)
+    return getattr(diffusers, model.pipeline_class)

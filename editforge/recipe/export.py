@@ -28,6 +28,10 @@ class Exportable(Protocol):
     def family(self) -> Family: ...  # noqa: D102
     @property
     def prediction_type(self) -> str: ...  # noqa: D102
+    @property
+    def standard(self) -> bool: ...  # noqa: D102
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]: ...  # noqa: D102
 
 
 class BaseModel(Exportable, Protocol):
@@ -35,6 +39,8 @@ class BaseModel(Exportable, Protocol):
 
     @property
     def folder(self) -> Path: ...  # noqa: D102
+    @property
+    def pipeline_class(self) -> str: ...  # noqa: D102
     @property
     def variant(self) -> str | None: ...  # noqa: D102
     @property

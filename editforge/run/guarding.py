@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from editforge.families.config import ModelConfig
-from editforge.families.draw import Shown, default_sampler, sample
+from editforge.families.draw import Shown, sample
 from editforge.families.model import Model
 from editforge.families.open import open_model
 from editforge.ground.disk import write_atomic
@@ -131,7 +131,7 @@ def tried(
         raise RecipeError("nothing to draw", next='editforge guard try BANK --prompt "..."')
     guard = PrototypeGuard.from_pretrained(place).scaled(strength)
     with _opened(guard, model, say, device) as base:
-        pipe, sampler = base.pipeline(), default_sampler(base.family)
+        pipe, sampler = base.pipeline(), base.sampler
         rows = [
             Shown(f"try/{at}", text, range(seed, seed + pictures))
             for at, text in enumerate(prompts)

@@ -185,10 +185,11 @@ def _evaluate(job: Job, context: Context) -> Saved:
 class _Package:
     job: Job
     model: Any
+    say: Callable[[str], None]
 
     def save(self, folder: Path) -> None:
         job, lists, package = self.job, self.job.lists, self.job.recipe.package
-        build_package(
+        written = build_package(
             self.model,
             job.eraser,
             evaluation=job.folders.get("evaluate"),
@@ -199,10 +200,12 @@ class _Package:
             exports=package.export,
             dtype=package.dtype,
         )
+        for note in written.notes:
+            self.say(note)
 
 
 def _package(job: Job, context: Context) -> Saved:
-    return _Package(job, context.model)
+    return _Package(job, context.model, context.say)
 
 
 _MAKE: dict[str, Callable[[Job, Context], Saved]] = {

@@ -104,11 +104,15 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
         encode = 2 * text * words * 4 / speed
         solve = (width**3 * 4 + 2 * known * width * outputs) / speed
         pictures = _pictures(recipe, model)
-        sampler = model.family.sampler
+        sampler = model.sampler
         looked = recipe.target.draws(model, len(recipe.concepts)) if recipe.target else 0
         seen = sum(config.draws(model, len(recipe.concepts)) for config in recipe.mine or ())
         drawn = pictures or looked or seen
-        one = model.image_flops(sampler.steps, sampler.guidance, sampler.size) if drawn else 0.0
+        one = (
+            model.image_flops(sampler.steps, sampler.guidance, model.family.sampler.size)
+            if drawn
+            else 0.0
+        )
         memory = 4 * text + 8 * (3 * width**2 + known * 2 * width) + 4 * known * outputs
         fetched = sum(model.downloads.values())
     maps = f"{len(paths)} maps of width {width}"

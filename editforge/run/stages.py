@@ -103,7 +103,6 @@ def gate(
     A family without lists of its own takes the preserved words as near names.
     """
     from editforge.evaluate.gate import evaluate_gate
-    from editforge.families.draw import default_sampler
 
     family = model.family
     return evaluate_gate(
@@ -116,7 +115,7 @@ def gate(
         targets=targets,
         strength=final.strength,
         seed=context.seed,
-        sampler=default_sampler(family),
+        sampler=model.sampler,
         progress=context.progress,
         workdir=context.work,
         workdir_of=model.digest if context.work else None,

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.targets import Candidate
-from editforge.families.draw import Shown, default_sampler, sample
+from editforge.families.draw import Shown, sample
 from editforge.families.schema import Family
 from editforge.ground.errors import EditError
 from editforge.ground.names import filled
@@ -123,7 +123,7 @@ class Eye:
         return sample(
             self._context.model.pipeline(),
             prompts,
-            default_sampler(self._family),
+            self._context.model.sampler,
             progress=False,
             base=self._context.model.drawn_by,
         )

@@ -1,14 +1,17 @@
 """Small factors beside the base: diffusers, and ComfyUI, A1111 and Forge where the family has a name.
 
-Artifacts A and B, in one repository. The user's `load_lora_weights` at weight 1 is fused and unloaded
-to be judged: in float32 that is the same up to rounding, while under bfloat16 autocast an adapter
-beside its map rounds twice and draws other pictures than every other form of the same edit.
+Artifacts A and B, both at the root of one repository, where the Hub counts downloads. The user's
+`load_lora_weights` at weight 1 is fused and unloaded to be judged: in float32 that is the same up to
+rounding, while under bfloat16 autocast an adapter beside its map rounds twice and draws other pictures
+than every other form of the same edit.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from editforge.artifacts.lora.factors import lora_factors
 from editforge.artifacts.lora.kohya import has_kohya, write_kohya
@@ -18,6 +21,7 @@ from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.model import Model
 from editforge.families.outline import Outline
 from editforge.package.base import Weights, check_fits
+from editforge.package.denoiser import precision
 from editforge.package.header import ORIGINAL, modelspec_header
 from editforge.package.stock import StockExporter
 from editforge.recipe.export import BaseModel, Written
@@ -26,7 +30,7 @@ from editforge.recipe.registry import register
 
 @register("export", "lora")
 class Lora(StockExporter):
-    """The diffusers file at the root, kohya's in `kohya/` where the family has a kohya base."""
+    """The diffusers file, and kohya's under the release's name where the family has a kohya base."""
 
     name = "lora"
     tags = ("lora", "template:sd-lora")
@@ -35,17 +39,23 @@ class Lora(StockExporter):
     def write(
         self, model: BaseModel, eraser: WeightEdit, folder: Path, title: str, dtype: str
     ) -> Written:
-        """Write both files from the same factors, in float32 whatever `dtype` is."""
-        factors = lora_factors(eraser, component=model.family.denoiser)
+        """Write both files from the same factors; `base` is float32, which rounds nothing."""
+        stored = precision(dtype) or torch.float32
+        factors = lora_factors(eraser, stored, component=model.family.denoiser)
         family, prediction = model.family, model.prediction_type
         spec = modelspec_header(model, title, eraser, lora=True, implementation="diffusers")
         plain = write_factors(factors, eraser, folder, spec)
         notes, kohya = [], None
         if has_kohya(family, prediction):
-            path = folder / "kohya" / f"{title}.safetensors"
+            path = folder / f"{title}.safetensors"
             spec = modelspec_header(model, title, eraser, lora=True, implementation=ORIGINAL)
             write_kohya(factors, eraser, path, family, prediction, spec)
-            kohya = f"kohya/{path.name}"
+            kohya = path.name
+            if not model.standard:
+                notes.append(
+                    "the kohya file names the blocks of a distilled base: an app reads it only if it "
+                    "knows that base"
+                )
         elif family.kohya is not None:
             notes.append(f"no kohya file: family {family.name} has no kohya base for {prediction}")
         facts = {
@@ -73,5 +83,6 @@ class Lora(StockExporter):
         return pipe
 
     def bytes(self, model: Outline, dtype: str, size: int) -> int:
-        """Once for each file."""
-        return size * (2 if model.family.kohya else 1)
+        """Once for each file; `size` is in float32."""
+        half = precision(dtype) in (torch.float16, torch.bfloat16)
+        return size * (2 if model.family.kohya else 1) // (2 if half else 1)
