@@ -13,10 +13,10 @@ Kind = Literal["object", "style", "person", "broad"]
 def _tidy(text: str) -> str:
     if not text.strip() or not any(letter.isalnum() for letter in text):
         raise ValueError("a name needs at least one letter or digit")
-    if any(letter in "\u200b\ufeff" or unicodedata.category(letter) == "Cc" for letter in text):
-        raise ValueError("no control or invisible character in a name")
     if text != " ".join(text.split()):
         raise ValueError("no leading, trailing, double or control white space in a name")
+    if any(letter in "\u200b\ufeff" or unicodedata.category(letter) == "Cc" for letter in text):
+        raise ValueError("no control or invisible character in a name")
     return text
 
 
