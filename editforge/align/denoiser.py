@@ -15,6 +15,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor
 
+from editforge.families.editable import uncompiled
 from editforge.ground.errors import RecipeError
 
 _SMALL = 1024  # latent positions up to which an attention matrix is kept in full
@@ -38,7 +39,7 @@ class Denoiser:
     """
 
     def __init__(self, pipe: Any, size: int | None, precision: Literal["bf16", "fp32"]) -> None:
-        self.pipe, self.module = pipe, pipe.unet
+        self.pipe, self.module = pipe, uncompiled(pipe.unet)
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
         self._bf16 = precision == "bf16"
         if precision == "fp32" and self.dtype != torch.float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -14,6 +15,8 @@ def _tidy(text: str) -> str:
         raise ValueError("a name needs at least one letter or digit")
     if text != " ".join(text.split()):
         raise ValueError("no leading, trailing, double or control white space in a name")
+    if any(letter in "\u200b\ufeff" or unicodedata.category(letter) == "Cc" for letter in text):
+        raise ValueError("no control or invisible character in a name")
     return text
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 
 from editforge.artifacts.concepts import Name
 from editforge.artifacts.prototypes import Prototypes
-from editforge.ground.disk import dump_yaml, read_yaml, write_text
+from editforge.ground.disk import OWN, dump_yaml, read_yaml, write_text
 from editforge.ground.errors import RecipeError, did_you_mean
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def given_list(cls: type[T], path: str, schema: str, erased: Sequence[str]) -> T
 
 def load_list(cls: type[T], path: Path, schema: str) -> T:
     """Validate an edited YAML artifact; the first fault is reported with its place."""
-    body = read_yaml(path)
+    body = read_yaml(path, OWN)
     if not isinstance(body, dict) or body.pop("schema", None) != schema:
         raise RecipeError(f"{path.name} is not a list of this version", allowed=f"schema: {schema}")
     try:

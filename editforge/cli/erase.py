@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from editforge.cli.output import DONE, GATE_FAILED, Output
-from editforge.ground.errors import RecipeError
+from editforge.ground.names import slug
 
 if TYPE_CHECKING:
     from editforge.recipe.recipe import Recipe
@@ -31,6 +30,10 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a H
 Variant = Annotated[str | None, typer.Option(help="Suffix of the weight files: fp16.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16: drawing.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, mps.")]
+AsWritten = Annotated[
+    bool,
+    typer.Option("--as-written", help="Names are names, whatever commas and brackets they have."),
+]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="stage.key=value; wins over everything.")
 ]
@@ -39,8 +42,10 @@ Sets = Annotated[
 def erase(
     concept: Annotated[list[str] | None, typer.Argument(help="Names to erase, jointly.")] = None,
     concepts: Annotated[
-        Path | None, typer.Option(help="YAML list: names, or {name, aliases, kind}.")
+        Path | None,
+        typer.Option(help="Names: YAML, CSV with name, aliases, kind; else one name a line."),
     ] = None,
+    as_written: AsWritten = False,
     kind: Kind = "object",
     method: Method = "default",
     preset: Preset = None,
@@ -94,12 +99,16 @@ def erase(
 
       editforge erase "ear of corn" --dry-run
     """
+    from editforge.artifacts.concept_file import read_concepts
+    from editforge.artifacts.doubtful import otherwise
     from editforge.recipe.layers import resolve
     from editforge.run.workspace import RERUN
 
     out = Output(as_json=as_json, quiet=quiet)
+    ask(*(concept or ()), *(preserve or ()), as_written=as_written)
     overrides: dict[str, Any] = {}
-    listed = _read_concepts(concepts, kind) + [{"name": n, "kind": kind} for n in concept or []]
+    listed = read_concepts(concepts, kind, as_written=as_written) if concepts else []
+    listed += [{"name": name, "kind": kind} for name in concept or []]
     if listed:
         overrides["concepts"] = listed
     named = {
@@ -139,13 +148,14 @@ def erase(
     parts += [f"--preserve={word}" for word in preserve or ()]
     parts += [f"--set={text}" for text in set_ or ()]
     names = _names(recipe)
+    parts += ["--as-written"] if any(map(otherwise, [*names, *(preserve or ())])) else []
     dashed = any(name.startswith("-") for name in names)
     line = shlex.join(
         ["editforge", "erase", *([*parts, "--", *names] if dashed else [*names, *parts])]
     )
     # A file of this computer means nothing to the reader of a card.
     local = concepts or from_edit or any(_is_local(text) for text in parts)
-    where = output or Path("runs") / _slug(names)
+    where = output or Path("runs") / folder_name(names)
     return _execute(recipe, where, RERUN if local else line, out, dry_run)
 
 
@@ -195,7 +205,9 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
         return DONE
     report = result.report
     failed = report is not None and report.passed is False
-    pushed = f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{_slug(_names(recipe))}-erased"
+    pushed = (
+        f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{folder_name(_names(recipe))}-erased"
+    )
     then = _remedy(result, recipe, command) if failed else pushed
     targets = result.targets.concepts if result.targets else ()
     out.data(report.summary() if report else "not judged: the recipe's evaluate is null")
@@ -232,23 +244,32 @@ def _remedy(result: Result, recipe: Recipe, command: str) -> str:
     return found or shlex.join(["editforge", "evaluate", str(folder)])
 
 
-def _read_concepts(path: Path | None, kind: str) -> list[dict[str, Any]]:
-    if path is None:
-        return []
-    from editforge.ground.disk import read_yaml
+def ask(*names: str, as_written: bool) -> None:
+    """Refuse names that are perhaps none, with two commands: one for each thing they may mean.
 
-    body = read_yaml(path)
-    if not isinstance(body, list) or not body:
-        raise RecipeError(
-            f"{path.name} is not a list of concepts",
-            got=type(body).__name__,
-            allowed="names, or {name: ..., aliases: [...], kind: ...}, one a line behind a dash",
-        )
-    rows = [{"name": row} if isinstance(row, (str, int, float)) else row for row in body]
-    bad = next((row for row in rows if not isinstance(row, dict)), None)
-    if bad is not None:
-        raise RecipeError(f"{path.name} holds something that is no concept", got=repr(bad)[:80])
-    return [{"kind": kind, **row, "name": _text(row.get("name"))} for row in rows]
+    Raises:
+        RecipeError: the first of them.
+    """
+    from editforge.artifacts.doubtful import refuse_doubtful
+
+    def instead(name: str, others: list[str]) -> str:
+        words = sys.argv[1:]
+        at = next(n for n, word in enumerate(words) if name in (word, word.partition("=")[2]))
+        option, equals = (words[at].partition("=")[0], "=") if words[at] != name else ("", "")
+        first = at
+        if words[at] == name and at and words[at - 1] in ("--preserve", "--alias"):
+            option, equals, first = words[at - 1], "=", at - 1
+        several = [f"{option}{equals}{other}" for other in others]
+        return shlex.join(["editforge", *words[:first], *several, *words[at + 1 :]])
+
+    if not as_written:
+        refuse_doubtful(names, instead, lambda _: shlex.join(["editforge", *_flagged()]))
+
+
+def _flagged() -> list[str]:
+    words = sys.argv[1:]
+    at = words.index("--") if "--" in words else len(words)
+    return [*words[:at], "--as-written", *words[at:]]
 
 
 def _is_local(option: str) -> bool:
@@ -259,14 +280,11 @@ def _is_local(option: str) -> bool:
     return (named or path_like) and Path(value).expanduser().exists()
 
 
-def _text(name: object) -> object:
-    return str(name) if isinstance(name, (int, float)) and not isinstance(name, bool) else name
-
-
 def _names(recipe: Recipe) -> list[str]:
     return [row.name for row in recipe.concepts]
 
 
-def _slug(names: list[str]) -> str:
-    first = re.sub(r"[^a-z0-9]+", "-", names[0].casefold()).strip("-") or "run"
-    return first[:60] if len(names) == 1 else f"{first[:60]}-and-{len(names) - 1}-more"
+def folder_name(names: list[str]) -> str:
+    """Of a run, and of what it is pushed to: the first name's slug, and how many more there are."""
+    first = slug(names[0]) or "run"
+    return first if len(names) == 1 else f"{first}-and-{len(names) - 1}-more"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from editforge.cli.erase import (
+    AsWritten,
     BaseModel,
     Device,
     Dtype,
@@ -20,6 +21,7 @@ from editforge.cli.erase import (
     Revision,
     Sets,
     Variant,
+    ask,
 )
 from editforge.cli.output import DONE, Output, quiet_libraries
 
@@ -30,6 +32,7 @@ def graph(
     words: Annotated[
         str | None, typer.Option(help="all: the model's own names; or a file, one name a line.")
     ] = None,
+    as_written: AsWritten = False,
     kind: Kind = "object",
     method: Method = "default",
     preset: Preset = None,
@@ -64,6 +67,7 @@ def graph(
     from editforge.graph.page import summary
 
     out = Output(as_json=as_json, quiet=quiet)
+    ask(*(concept or ()), as_written=as_written)
     quiet_libraries()
     named = {
         "id": model,

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from editforge.cli.erase import BaseModel, Device, Json, Preset, Quiet, Sets, _execute, _slug
+from editforge.cli.erase import (
+    AsWritten,
+    BaseModel,
+    Device,
+    Json,
+    Preset,
+    Quiet,
+    Sets,
+    _execute,
+    ask,
+    folder_name,
+)
 from editforge.cli.output import DONE, Output, quiet_libraries
 
 guard = typer.Typer(
@@ -39,6 +50,7 @@ def build(
     target: Annotated[
         str | None, typer.Option(help="What is drawn instead. Chosen if left out.")
     ] = None,
+    as_written: AsWritten = False,
     model: BaseModel = None,
     device: Device = None,
     preset: Preset = None,
@@ -61,6 +73,7 @@ def build(
     from editforge.recipe.layers import resolve
     from editforge.run.workspace import RERUN
 
+    ask(*concept, *(alias or ()), as_written=as_written)
     rows: list[dict[str, Any]] = [{"name": name, "kind": kind} for name in concept]
     rows[0]["aliases"] = list(alias or ())
     overrides: dict[str, Any] = {"concepts": rows, "evaluate": None}
@@ -71,7 +84,7 @@ def build(
     mining = {"pairs": pairs and str(pairs), "clip": clip, "num_prototypes": number}
     sets = [f"mine.prototypes.{key}={value}" for key, value in mining.items() if value is not None]
     recipe = resolve("prototype", overrides, [*sets, *(set_ or ())], preset=preset)
-    where = output or Path("runs") / f"{_slug([row['name'] for row in rows])}-guard"
+    where = output or Path("runs") / f"{folder_name([row['name'] for row in rows])}-guard"
     return _execute(recipe, where, RERUN, Output(as_json=as_json, quiet=quiet), False)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,15 +131,35 @@ class TextEncoder:
     def span(self, prompt: str, phrase: str) -> Span:
         """Token positions of the last occurrence of `phrase` in `prompt`; position 0 is begin of text.
 
+        Where tokens join the phrase to what stands beside it (`Wham!,`), they are those that hold its
+        letters: the last one has read all of it.
+
         Raises:
-            RecipeError: the prompt does not fit, or the phrase is not in it token by token.
+            RecipeError: the prompt does not fit, or the phrase is not in it, as words of its own.
         """
         self.check(prompt)
         ids, part = self.tokens(prompt), self.tokens(phrase)
         for start in range(len(ids) - len(part), -1, -1):
             if part and ids[start : start + len(part)] == part:
                 return Span(start + 1, start + len(part), len(ids) + 1)
-        raise RecipeError(f"{phrase!r} is not a phrase of the prompt", got=repr(prompt))
+        at = self._by_letters(prompt, phrase)
+        if at is None:
+            raise RecipeError(f"{phrase!r} is not a phrase of the prompt", got=repr(prompt))
+        return Span(at[0] + 1, at[-1] + 1, len(ids) + 1)
+
+    def _by_letters(self, prompt: str, phrase: str) -> list[int] | None:
+        """Which tokens hold the letters of the last occurrence of a phrase; None: there is none."""
+        if not phrase.strip() or not self._tokenizer.is_fast:
+            return None
+        whole = re.compile(rf"(?<!\w(?=\w)){re.escape(phrase)}(?!(?<=\w)\w)", re.IGNORECASE)
+        found = [match.span() for match in whole.finditer(prompt)]
+        if not found:
+            return None
+        first, end = found[-1]
+        offsets = self._tokenizer(
+            prompt, add_special_tokens=False, return_offsets_mapping=True
+        ).offset_mapping
+        return [n for n, (a, b) in enumerate(offsets) if a < end and b > first] or None
 
     @torch.no_grad()
     def encode(

@@ -131,7 +131,9 @@ def check_words(source: str | None) -> None:
 def _lines(source: str) -> list[str]:
     path = Path(source).expanduser()
     try:
-        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [
+            " ".join(line.split()) for line in path.read_text(encoding="utf-8-sig").splitlines()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(
             "no such word list",

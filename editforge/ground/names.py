@@ -1,9 +1,15 @@
-"""English names as text: two spellings of one, the other number, an article, a place in a template."""
+"""Names as text: two spellings of one, the other number, an article, a place in a template, a slug."""
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
+
 from editforge.ground.plurals import number_key, plural, singular
 
+# What a slug may lose unsaid: these stand between words, and two names that differ in them are one.
+_QUIET = re.compile(r"[A-Za-z0-9 '._-]*")
 _LINKS = ("of", "in", "on", "with", "at", "for")
 
 
@@ -45,3 +51,27 @@ def filled(template: str, name: str) -> str:
     if not name:
         return ""
     return template.replace("{a}", with_article(name)).replace("{n}", name)
+
+
+def slug(text: str, limit: int = 60) -> str:
+    """A name as part of a file's or a repository's name: a-z, 0-9, single hyphens inside.
+
+    Guarantee: two names have two slugs, whatever their script, unless they differ in case, white space,
+    `'`, `.`, `_` and `-` alone. A name that loses more, or is cut, ends in eight digits of its own hash:
+    `violin`, `rubik-s-cube`, but `c-4f1a09` for C++. Empty for an empty name.
+    """
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    whole = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
+    if (_QUIET.fullmatch(text) and whole) or not text:
+        return shortened(whole, limit, text)
+    return f"{whole[: limit - 9].strip('-') or 'name'}-{_mark(text)}"
+
+
+def shortened(stem: str, limit: int, name: str) -> str:
+    """A slug of at most `limit` characters; one that is cut ends in eight digits of `name`'s hash."""
+    return stem if len(stem) <= limit else f"{stem[: limit - 9].strip('-')}-{_mark(name)}"
+
+
+def _mark(text: str) -> str:
+    # one mark for both encodings of an accent, as the tokenizers read them
+    return hashlib.sha256(unicodedata.normalize("NFC", text).casefold().encode()).hexdigest()[:8]

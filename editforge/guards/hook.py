@@ -5,7 +5,8 @@ as it came, so samples that no rule acts on keep their bits, alone and beside ot
 for is a second call with the samples concerned alone. A steered sample gets g in both halves of the
 batch, so the pipeline's own g + alpha (g - g) leaves it.
 
-A step costs the denoiser its stock batch, and one row more for each question of each sample.
+A step costs the denoiser its stock batch, and one row more for each question of each sample. A compiled
+denoiser runs uncompiled while the hook is on: what rules ask of a pipeline cannot be traced.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Steering(ModelHook):
         self._read: tuple[Tensor, Tensor | None, list[Reading]] | None = None
         self._began: tuple[Tensor | None, int] = (None, 0)
 
+    @torch.compiler.disable
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """The denoiser's forward: stock, or with g in the rows that are steered."""
         forward: Any = self.fn_ref.original_forward

@@ -6,9 +6,7 @@ The order matters: the card is rendered from the files that are there, and the h
 
 from __future__ import annotations
 
-import re
 import shutil
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any
 
 from editforge.artifacts.sums import FACTS, hashes
 from editforge.families.config import EMBEDDED
-from editforge.ground.disk import parse_yaml, write_json, write_text
+from editforge.ground.disk import OWN, parse_yaml, write_json, write_text
+from editforge.ground.names import shortened, slug
 from editforge.package.card import render_card
 from editforge.package.exports import exporter
 from editforge.package.scrub import marks
@@ -27,6 +26,7 @@ PINNED = ("diffusers", "huggingface_hub", "peft", "safetensors", "torch", "trans
 _NOTICES = ("LICENSE", "NOTICE", "ATTRIBUTION")
 _LINKED = ("LICENSE", "LICENSE.md")  # the only files that the Hub takes for a license link
 _OWN = ("README.md", "LICENSE-note", FACTS, RESULTS, "images/", "reproduce/")
+_HUB_NAME = 96  # characters of a repository, without its owner
 _VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt")
 
 
@@ -94,7 +94,7 @@ def listed_words(lists: Mapping[str, str]) -> list[str]:
     named = [mark.pattern for mark in marks() if mark.name in ("the user name", "the host name")]
     words: list[str] = []
     for name, text in lists.items():
-        body = parse_yaml(text, name)
+        body = parse_yaml(text, name, OWN)
         rows = [*body["concepts"], *body.get("preserve", [])]
         for row in body["concepts"]:
             rows += [*row.get("words", []), *row.get("candidates", [])]
@@ -185,12 +185,11 @@ def base_facts(model: BaseModel, carried: Sequence[Path]) -> dict[str, Any]:
 
 
 def release_name(base: str, concepts: list[str]) -> str:
-    """`<base>-<concept>-erased` in lower case, digits and hyphens; the stem users type in A1111."""
-    slugs = [slug for slug in map(_slug, concepts) if slug]
+    """`<base>-<concept>-erased` in lower case, digits and hyphens; the stem users type in A1111.
+
+    At most 96 characters, as a repository's name on the Hub.
+    """
+    slugs = [part for part in (slug(name, 40) for name in concepts) if part]
     listed = slugs if len(slugs) <= 3 else [slugs[0], "and", str(len(slugs) - 1), "more"]
-    return "-".join([_slug(base) or "model", *(listed or ["concept"]), "erased"])
-
-
-def _slug(text: str) -> str:
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-")
+    stem = "-".join([slug(base, 40) or "model", *(listed or ["concept"])])
+    return shortened(stem, _HUB_NAME - len("-erased"), "\n".join([base, *concepts])) + "-erased"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import date
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -40,7 +41,10 @@ def readable(error: ValidationError, body: dict[str, Any]) -> EditforgeError:
         return RecipeError(f"{where}: {said}" if place else said, got=got, next=step)
     same = [other for other in faults if _place(other, body) == place]  # one each of a union
     allowed = " or ".join(dict.fromkeys(_allowed(other, body, place) for other in same))
-    return RecipeError(f"{where} cannot be this", got=got, allowed=allowed)
+    # what stood there unquoted is gone by now: 007 is 7
+    unquoted = fault["type"] == "string_type" and isinstance(fault["input"], (int, float, date))
+    step = "put text in quotes: YAML takes 007, 24:00, yes for other things" if unquoted else None
+    return RecipeError(f"{where} cannot be this", got=got, allowed=allowed, next=step)
 
 
 def _place(fault: Any, body: dict[str, Any]) -> tuple[Any, ...]:

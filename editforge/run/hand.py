@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from editforge.artifacts.targets import Targets
-from editforge.ground.disk import parse_yaml
+from editforge.ground.disk import OWN, parse_yaml
 from editforge.recipe.line import LISTS, step
 from editforge.recipe.recipe import Recipe
 
@@ -54,7 +54,7 @@ def changes(written: str, now: BaseModel) -> list[str]:
     """`violin target: dagger -> guitar`, one line for each value or row that differs."""
     if not written:
         return ["what was written is not known"]
-    before = parse_yaml(written, "the list as it was written")
+    before = parse_yaml(written, "the list as it was written", OWN)
     del before["schema"]
     after = now.model_dump(mode="json")
     found = list(_differences(before, after, ()))
@@ -94,7 +94,7 @@ def with_own_reasons(targets: Targets, written: str | None) -> Targets:
     """An edited list without the reasons of choices that a person has replaced."""
     if written is None:
         return targets
-    rows = parse_yaml(written, "the list as it was written")["concepts"] if written else []
+    rows = parse_yaml(written, "the list as it was written", OWN)["concepts"] if written else []
     chosen = {row["concept"]: row["target"] for row in rows}
     stale = [row for row in targets.concepts if chosen.get(row.concept) != row.target]
     dead = {f"target of {row.concept}": row.target for row in stale}

@@ -19,12 +19,16 @@ from editforge.recipe import registry
 from editforge.recipe.layers import resolve
 from editforge.recipe.line import LINE
 
+_ERASING = [step.name for step in LINE if step.erases]
+
 
 def load_edit(path: str | Path) -> Any:
     """Read an eraser: a run folder, a package, a LoRA folder or file, a weight_edit.safetensors.
 
-    A run gives its final eraser at the recipe's strength; a package gives the same change, with the
-    strength inside its factors and the whole provenance of its `editforge.json`.
+    A run gives its final eraser at the recipe's strength, by whichever of its folders or files it is
+    named; a package gives the same change, with the strength inside its factors and the whole provenance
+    of its `editforge.json`. What an earlier stage of a run made, and a stage's file outside of its run,
+    is the method's own edit at strength 1, as its repr says.
 
     Returns:
         A WeightEdit; of a recipe that guides, the kind of eraser that its implementation makes.
@@ -33,8 +37,9 @@ def load_edit(path: str | Path) -> Any:
         PackageError: nothing there that holds an eraser, an unfinished run, or a damaged file.
     """
     place = Path(path)
-    if (place / "recipe.yaml").is_file():
-        return _of_run(place)
+    run = _run_of(place)
+    if run is not None:
+        return _of_run(run)
     for file in [place] if place.is_file() else _inside(place):
         if file.is_file():
             kind = kind_of(file)
@@ -53,6 +58,19 @@ def kind_of(file: Path) -> type[Eraser] | None:
     """
     metadata, _ = read_header(file)
     return next((kind for kind in kinds() if kind.header in metadata), None)
+
+
+def _run_of(place: Path) -> Path | None:
+    """The run that a place is, or whose last erasing stage it is, or that stage's file."""
+    if (place / "recipe.yaml").is_file():
+        return place
+    stage = (place.parent if place.is_file() else place).resolve()
+    if stage.name not in _ERASING or not (stage.parent / "recipe.yaml").is_file():
+        return None
+    recipe = resolve(str(stage.parent / "recipe.yaml"))
+    last = recipe.erasing[-1]
+    named = place.is_dir() or place.name == recipe.eraser_class(last).file
+    return stage.parent if named and stage.name == last.name else None
 
 
 def _of_run(folder: Path) -> Eraser:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
+from editforge.artifacts.concept_file import read_concepts
+from editforge.artifacts.doubtful import refuse_doubtful
 from editforge.artifacts.eraser import Eraser
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.live import LiveModel
@@ -18,7 +21,7 @@ from editforge.run.said import say_lists, to_logger
 
 def erase(
     pipe: Any,
-    concepts: str | Sequence[str | dict[str, Any]],
+    concepts: str | Path | Sequence[str | dict[str, Any]],
     *,
     method: str = "default",
     target: str | None = None,
@@ -37,7 +40,8 @@ def erase(
 
     Args:
         pipe: a diffusers pipeline of a known family, without adapters.
-        concepts: a name, or names, or mappings with name, aliases and kind.
+        concepts: a name, or names, or mappings with name, aliases and kind; a Path is a file of them
+            (`artifacts/concept_file.py`). A mapping's name is taken as written, commas and all.
         method: a method name or a recipe file.
         target: what they become; None chooses.
         preserve: what must not move besides the target; None preserves what lies nearest.
@@ -53,9 +57,18 @@ def erase(
         `applied(pipe)`.
 
     Raises:
-        EditforgeError: an unreadable name, an unknown architecture, a refused solve.
+        EditforgeError: an unreadable name, one that is perhaps several (`"a, b"`), an unknown
+            architecture, a refused solve.
     """
-    listed = [concepts] if isinstance(concepts, str) else list(concepts)
+    if isinstance(concepts, Path):
+        listed: list[Any] = list(read_concepts(concepts))
+    else:
+        listed = [concepts] if isinstance(concepts, str) else list(concepts)
+    refuse_doubtful(
+        [row for row in listed if isinstance(row, str)],
+        lambda _, others: f"editforge.erase(pipe, {others!r})",
+        lambda name: f"editforge.erase(pipe, [{{'name': {name!r}}}])",
+    )
     overrides: dict[str, Any] = {
         "concepts": [{"name": row} if isinstance(row, str) else row for row in listed],
     }
