@@ -142,7 +142,7 @@ def test_what_is_known_is_on_the_page(run, opened, tmp_path):
 
 def test_another_base_an_unnamed_one_and_one_that_does_not_fit_are_refused(run, tmp_path):
     edit = load_edit(run)
-    told = {**edit.provenance, "base_sha256": "0" * 64, "base_sketch": {}}
+    told = {**edit.provenance, "base_sha256": "0" * 64}
     replace(edit, provenance=told).save(tmp_path / "weight_edit.safetensors")
     with pytest.raises(PackageError, match="another base"), trial(str(tmp_path)):
         pass
@@ -224,7 +224,7 @@ def waited(ready, running, seconds=120):
 def served(run, tmp_path_factory):
     """The command as a user types it: its address, and what ends it as Ctrl-C does."""
     folder = tmp_path_factory.mktemp("served")
-    running = start("try", str(run), "--no-browser", "--json", cwd=folder)
+    running = start("try", str(run / "package" / "lora"), "--no-browser", "--json", cwd=folder)
     out = running.folder / "out"
     line = waited(lambda: out.exists() and out.read_text(), running)
 
