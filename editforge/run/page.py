@@ -193,7 +193,10 @@ def page(opened: Trial) -> Any:
 def _served(blocks: Any, *, host: str | None, port: int | None, browser: bool) -> Iterator[str]:
     import gradio as gr
 
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    fonts: dict[str, Any] = {
+        "font": ["system-ui", "sans-serif"],
+        "font_mono": ["ui-monospace", "monospace"],
+    }
     try:
         _, url, _ = blocks.launch(
             server_name=host,
