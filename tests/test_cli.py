@@ -19,6 +19,7 @@ VERBS = (
     "push",
     "verify",
     "inspect",
+    "try",
     "doctor",
     "list",
 )

@@ -14,6 +14,7 @@ from editforge.cli.guard import guard
 from editforge.cli.listing import doctor, list_
 from editforge.cli.output import BAD_INPUT, INTERRUPTED, Output, guarded
 from editforge.cli.saved import evaluate, inspect, package, push, verify
+from editforge.cli.trying import try_
 from editforge.ground.errors import EditforgeError
 from editforge.ground.version import __version__
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 for verb in (erase, run, graph, evaluate, package, push, verify, inspect, doctor):
     app.command()(verb)
 app.command("list")(list_)
+app.command("try")(try_)
 app.add_typer(guard)
 
 
