@@ -45,7 +45,7 @@ def example_facts(export: str = "lora", **changes: Any) -> dict[str, Any]:
         "edit": {"strength": 1.0, "exact_rank": 2, "rank": 2, "modules": 32},
         "artifact": {
             "weights": [weights],
-            "kohya": "kohya/sd1-violin-erased.safetensors",
+            "kohya": "sd1-violin-erased.safetensors",
             "kohya_family": True,
             "rank": 2,
             "dtype": "float32",

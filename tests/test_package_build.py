@@ -188,7 +188,7 @@ def test_every_repository_is_complete(package: Package) -> None:
         "images/far_000.png",
     }
     weights = {
-        "lora": {"pytorch_lora_weights.safetensors", "kohya/sd1-violin-erased.safetensors"},
+        "lora": {"pytorch_lora_weights.safetensors", "sd1-violin-erased.safetensors"},
         "unet": {"config.json", "diffusion_pytorch_model.safetensors"},
         "pipeline": {"model_index.json", "unet/diffusion_pytorch_model.safetensors"},
         "single-file": {"sd1-violin-erased.safetensors"},
@@ -468,7 +468,7 @@ def test_single_file_of_another_prediction_type_is_refused(
     model: TinyModel, tmp_path: Path
 ) -> None:
     velocity = replace(model, prediction_type="v_prediction")
-    with pytest.raises(PackageError, match="readers assume epsilon"):
+    with pytest.raises(PackageError, match="cannot say how its model predicts"):
         build(velocity, tmp_path / "p", None, exports=("single-file",))
     done = build(velocity, tmp_path / "q", None, exports=("lora",))
     assert "no kohya base for v_prediction" in done.notes[0]
