@@ -85,7 +85,7 @@ def convert(path: Path, folder: Path, *, configs: str | None, decoder: str | Non
         changes: dict[str, Any] = {"prediction_type": "v_prediction"}
         if ZERO_SNR in table:
             changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        pipe.scheduler = type(pipe.scheduler).from_config({**pipe.scheduler.config, **changes})
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **changes)
     pipe.save_pretrained(folder)
 
 
