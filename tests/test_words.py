@@ -170,10 +170,10 @@ def test_other_things_are_not(word, name):
 @pytest.mark.parametrize(
     ("kind", "name", "section"),
     [
-        ("style", "Van Gogh", "painters: Europe and North America, 19th century"),
+        ("style", "Van Gogh", "artists: Europe and North America, 19th century"),
         ("style", "watercolour", None),
         ("object", "acoustic guitar", "musical instruments"),
-        ("object", "hot dog", "dishes"),
+        ("object", "hot dog", "food: dishes"),
         ("person", "Einstein", "scientists and inventors"),
         ("broad", "violence", None),
     ],
@@ -182,9 +182,10 @@ def test_a_name_stands_where_the_list_has_it_under_any_spelling(kind, name, sect
     assert section_of(kind, name) == section
 
 
-def test_two_names_of_one_section_are_near_and_unlisted_ones_are_not():
+def test_names_of_one_section_are_near_then_of_one_group_and_unlisted_ones_are_not():
     family = load_family("sd1")
     assert apart(family, "Van Gogh", "Claude Monet", "style") == 0
+    assert apart(family, "Van Gogh", "Moebius", "style") == 1
     assert apart(family, "Van Gogh", "watercolor", "style") == 2
     assert apart(family, "Greg", "Someone", "style") == 2
     assert apart(tiny_family("sd1"), "violin", "cello") == 2  # no lists, no sections

@@ -1,8 +1,8 @@
 """Word lists by kind, of our own making: what an object, a style, a person or a theme may become.
 
 A painter should become another painter and a theme another theme, so each kind of concept has a list,
-in sections: painters are not materials. `words/PROVENANCE.md` says who wrote them and what was left
-out. No list is ever read for the embedded model, which has its own names.
+in sections, some of one group (`# artists: illustration`). `words/PROVENANCE.md` says who wrote them
+and what was left out. No list is ever read for the embedded model, which has its own names.
 """
 
 from __future__ import annotations

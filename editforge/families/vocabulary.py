@@ -1,6 +1,6 @@
 """Words a model knows, with the state of each: the family's own lists, the tokenizer's, or a file.
 
-Encoding 50,000 words takes minutes for a large text encoder and never changes, so long lists are kept
+Encoding 1,500 words takes half a minute on a CPU, 50,000 many, and never changes, so long lists are kept
 in the user's cache folder under a hash of the words and of what decides a state
 (`TextEncoder.digest`), and not in memory: their states take hundreds of megabytes that a later stage
 needs. A damaged cache is written anew. Short lists are kept by the encoder; see
@@ -28,7 +28,7 @@ from editforge.ground.files import read_tensors, write_safetensors
 from editforge.ground.names import fold, name_key, names_the_same
 from editforge.ground.team import Team
 
-_CACHED_FROM = 2_000  # words; shorter lists encode in seconds
+_CACHED_FROM = 1_500  # words; shorter lists encode in seconds
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,13 @@ def group_of(family: Family, word: str) -> str | None:
 def apart(family: Family, word: str, other: str, kind: str = "object") -> int:
     """How far the family's list puts two names: 0 one subgroup, 1 one group, 2 neither, or not listed.
 
-    A list by kind has sections alone: 0 one section, 2 not.
+    Of a list by kind, a section is a subgroup; its group is what its heading has before a colon.
     """
     if family.words == "kinds":
-        section = section_of(kind, word)
-        return 0 if section is not None and section == section_of(kind, other) else 2
+        one, two = section_of(kind, word), section_of(kind, other)
+        if one is None or two is None or one.partition(":")[0] != two.partition(":")[0]:
+            return 2
+        return int(one != two)
     if family.words != "emoji":
         return 2
     a, b = (emoji.manifest().find(name) for name in (word, other))

@@ -6,8 +6,8 @@ best choice lies between. AGE finds such targets by training; here the same find
 over the words that `mine` ranked. Where a judge can look, the base's own pictures say what a synonym is
 and what can be known at all (`target/look.py`). methods.md 3.8, steps 4, 5 and 7.
 
-Where the family's lists have kinds, a concept becomes a word of its own kind, and of its own section of
-that list if it stands there: a painter becomes a painter.
+Where the family's lists have kinds, a concept becomes a word of its own kind, and of its own section or
+group of that list if it stands there: a painter becomes a painter.
 """
 
 from __future__ import annotations
@@ -161,10 +161,10 @@ def _of_one_list(
 
 
 def _of_own_section(concept: Concept, rows: list[Neighbor], family: Family) -> list[Neighbor]:
-    """The candidates of the concept's own section of a list by kind; all rows where it has none."""
-    near = [row for row in rows if row.candidate]
-    near = [row for row in near if not apart(family, concept.name, row.word, concept.kind)]
-    return near or rows
+    """The candidates of the concept's own section of a list by kind, else of its group, else all."""
+    able = [row for row in rows if row.candidate]
+    steps = [apart(family, concept.name, row.word, concept.kind) for row in able]
+    return [row for row, step in zip(able, steps, strict=True) if step == min(steps)]
 
 
 def _panel(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> Panel | None:
