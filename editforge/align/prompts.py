@@ -18,7 +18,7 @@ from editforge.align.options import LoraOptions
 from editforge.artifacts.chosen import becomes, erased_names, kin, preserved_names, templates_of
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import MinedShell
-from editforge.families.vocabulary import thinned, word_list
+from editforge.families.vocabulary import thinned, unnamed, word_list
 from editforge.ground.keyed import keyed
 from editforge.ground.names import filled, fold
 from editforge.ground.shell import beyond_of, nearest_is_own, neighbors_of
@@ -188,5 +188,7 @@ class Prompts:
         out = {fold(word) for word in (*self.preserved, *kin(inputs))}
         out |= {fold(name) for concept in inputs.concepts for name in erased_names(concept, inputs)}
         out |= {fold(word) for shell in shells for word in shell.in_band}
-        words = word_list(self._context.model, inputs.neighbors.source)
+        model = self._context.model
+        erased = [name for concept in inputs.concepts for name in concept.names]
+        words = unnamed(model.family, word_list(model, inputs.neighbors.source), erased)
         return [word for word in words if fold(word) not in out]

@@ -19,7 +19,7 @@ from torch import Tensor
 from editforge.edit import vectors
 from editforge.edit.vectors import Columns
 from editforge.families.model import TextModel
-from editforge.families.vocabulary import cache_folder, recall, thinned, word_list
+from editforge.families.vocabulary import cache_folder, recall, thinned, unnamed, word_list
 from editforge.ground.disk import sha256_file, sha256_json
 from editforge.ground.files import write_safetensors
 from editforge.ground.names import fold
@@ -36,8 +36,9 @@ def background(
     limit: int,
     taken: Sequence[str],
     context: Context,
+    erased: Sequence[str] = (),
 ) -> Tensor:
-    """Second moment (d, d) of the words of `source` that are not taken.
+    """Second moment (d, d) of the words of `source` that are not taken and name nothing erased.
 
     Args:
         columns: how a name is read.
@@ -45,13 +46,15 @@ def background(
         limit: a longer list is thinned evenly, so that frequent and rare words stay represented.
         taken: names that are erased, mean the same, or are preserved by name.
         context: model, cache and progress.
+        erased: see `unnamed`.
     """
     width = context.model.family.text_width
     if source is None:
         return torch.zeros(width, width, dtype=torch.float64)
     out = {fold(word) for word in taken}
     words = thinned(word_list(context.model, source), limit)
-    less = [word for word in words if fold(word) in out]
+    free = set(unnamed(context.model.family, words, erased))
+    less = [word for word in words if fold(word) in out or word not in free]
     with context.bar(len(words) + len(less), "encoding the background") as bar:
         # What is taken off is read once: not again from a list that every run reads, nor again by
         # who preserves it by name. A list that the cache may hold is no source: it would decide.

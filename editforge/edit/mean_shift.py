@@ -133,7 +133,9 @@ def solved(
         system = system.joined(inputs.earlier)
     columns = _columns([str(row["kind"]) for row in system.rows], config, context)
     taken = [*system.preserve, *system.names, *system.kin]
-    others = background(columns, config.background, config.background_limit, taken, context)
+    others = background(
+        columns, config.background, config.background_limit, taken, context, system.names
+    )
     with context.bar(len(system.preserve), "encoding what is preserved") as bar:
         held, preserved = moments(columns, system.preserve, model.family.text_width, bar)
     G = config.background_weight * others + config.preserve_weight * preserved

@@ -19,7 +19,7 @@ from editforge.edit.factors import shifted
 from editforge.edit.held import moments
 from editforge.edit.paired import paired_system
 from editforge.edit.vectors import Columns, Templates, TokenRule, columns_of
-from editforge.families.vocabulary import check_words, thinned, word_list
+from editforge.families.vocabulary import check_words, thinned, unnamed, word_list
 from editforge.ground.linalg import null_space
 from editforge.ground.names import fold
 from editforge.recipe.contract import Context, EditInputs, EditOutput, StageConfig
@@ -81,7 +81,8 @@ def edit_null_space(inputs: EditInputs, config: NullSpaceConfig, context: Contex
     columns = _columns([str(row["kind"]) for row in system.rows], config, context)
     taken = {fold(word) for word in (*system.names, *system.kin, *system.preserve)}
     listed = word_list(model, config.background) if config.background else ()
-    others = [word for word in thinned(listed, config.background_limit) if fold(word) not in taken]
+    others = unnamed(model.family, thinned(listed, config.background_limit), system.names)
+    others = [word for word in others if fold(word) not in taken]
     names = [*system.preserve, *others]
     with context.bar(len(names), "encoding what is preserved") as bar:
         held, S = moments(columns, names, model.family.text_width, bar)

@@ -137,7 +137,7 @@ def ridge(inputs: EditInputs, config: RidgeConfig, context: Context) -> EditOutp
     if config.background is not None:
         taken = [*system.preserve, *system.names, *system.kin]
         held = config.background_weight * background(
-            columns, config.background, config.background_limit, taken, context
+            columns, config.background, config.background_limit, taken, context, system.names
         )
     parts = [held, system.scatter, beyond_words(columns, system, inputs, config, context)]
     moments = [part for part in parts if part is not None]

@@ -87,7 +87,10 @@ class Family(_Data):
     )
     tokens: int = 77
     sampler: SamplerDefaults = SamplerDefaults()
-    words: str | None = Field(None, description="Word list of our own; null: the tokenizer's.")
+    words: Literal["emoji", "kinds"] | None = Field(
+        None,
+        description="kinds: our lists by kind; emoji: the embedded model's; null: the tokenizer's.",
+    )
     judge: str | None = Field(None, description="Judge that knows this family; null: none.")
     templates: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="Per kind, with {n} the name, {a} the name with article."

@@ -1,6 +1,6 @@
-"""Words a model knows, with the state of each: the family's own list, the tokenizer's, or a file.
+"""Words a model knows, with the state of each: the family's own lists, the tokenizer's, or a file.
 
-Encoding 50,000 words takes minutes for a large text encoder and never changes, so long lists are kept
+Encoding 1,500 words takes half a minute on a CPU, 50,000 many, and never changes, so long lists are kept
 in the user's cache folder under a hash of the words and of what decides a state
 (`TextEncoder.digest`), and not in memory: their states take hundreds of megabytes that a later stage
 needs. A damaged cache is written anew. Short lists are kept by the encoder; see
@@ -10,7 +10,7 @@ needs. A damaged cache is written anew. Short lists are kept by the encoder; see
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,17 @@ from typing import Any
 from torch import Tensor
 
 from editforge import emoji
+from editforge.families.by_kind import KINDS, section_of, words_by_kind
 from editforge.families.encode import TextEncoder
 from editforge.families.model import TextModel
 from editforge.families.schema import Family
 from editforge.ground.disk import sha256_json
 from editforge.ground.errors import PackageError, RecipeError
 from editforge.ground.files import read_tensors, write_safetensors
-from editforge.ground.names import name_key
+from editforge.ground.names import fold, name_key, names_the_same
 from editforge.ground.team import Team
 
-_CACHED_FROM = 2_000  # words; shorter lists encode in seconds
+_CACHED_FROM = 1_500  # words; shorter lists encode in seconds
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,27 @@ class Vocabulary:
 
 
 def load_vocabulary(
-    model: TextModel, source: str, progress: Any = None, team: Team | None = None
+    model: TextModel,
+    source: str,
+    progress: Any = None,
+    team: Team | None = None,
+    *,
+    kinds: Iterable[str] = KINDS,
 ) -> Vocabulary:
     """Encode a word list.
 
     Args:
         model: whose text encoder reads the words.
-        source: `family` (its own list, else the tokenizer's whole words), `tokenizer`, or a text
+        source: `family` (its own lists, else the tokenizer's whole words), `tokenizer`, or a text
             file with one word or phrase a line.
         progress: makes a bar from (total, label), see `Context.bar`.
         team: processes that all call this and share the encoding of a long list.
+        kinds: of the lists by kind; all of them stand for what pictures show at large.
 
     Raises:
         RecipeError: no such file, or an empty list.
     """
-    words, encoder = word_list(model, source), model.encoder
+    words, encoder = word_list(model, source, kinds), model.encoder
     path = None
     if len(words) >= _CACHED_FROM:
         path = cache_folder() / f"{sha256_json([encoder.digest, words])}.safetensors"
@@ -76,12 +83,14 @@ def load_vocabulary(
     return Vocabulary(words, vectors)
 
 
-def word_list(model: TextModel, source: str) -> tuple[str, ...]:
+def word_list(model: TextModel, source: str, kinds: Iterable[str] = KINDS) -> tuple[str, ...]:
     """The words of `source` for a model that is open; see `words_of`."""
-    return words_of(model.family, model.encoder, source)
+    return words_of(model.family, model.encoder, source, kinds)
 
 
-def words_of(family: Family, reader: TextEncoder, source: str) -> tuple[str, ...]:
+def words_of(
+    family: Family, reader: TextEncoder, source: str, kinds: Iterable[str] = KINDS
+) -> tuple[str, ...]:
     """The words of `source`, each once, in a fixed order, those that tokenize to something.
 
     Guarantee: no list of the embedded model's own holds a name of RETAIN-60, in any spelling. Those
@@ -91,6 +100,8 @@ def words_of(family: Family, reader: TextEncoder, source: str) -> tuple[str, ...
     curated = family.words == "emoji"
     if source == "family" and curated:
         return emoji.words()
+    if source == "family" and family.words == "kinds":
+        return reader.readable(words_by_kind(kinds))
     if source in ("family", "tokenizer"):
         withheld = (
             {name_key(name) for name in emoji.manifest().splits["retain60"]} if curated else ()
@@ -102,14 +113,40 @@ def words_of(family: Family, reader: TextEncoder, source: str) -> tuple[str, ...
     return words
 
 
+def lists_for(family: Family, source: str, kind: str) -> tuple[str, ...]:
+    """The kinds whose words a concept of one kind is compared with: its own, where lists have kinds."""
+    return (kind,) if source == "family" and family.words == "kinds" else KINDS
+
+
+def unnamed(family: Family, words: Sequence[str], erased: Sequence[str]) -> list[str]:
+    """Words that name none of the erased, so that a solve or a training may hold them.
+
+    The embedded model's list has one name a thing: there only a name in the same spelling is out, and
+    `fire` is held against erasing `fire engine`. Elsewhere `Vincent van Gogh` names `Van Gogh`.
+    """
+    gone = {fold(name) for name in erased}
+    left = [word for word in words if fold(word) not in gone]
+    if family.words == "emoji":
+        return left
+    return [word for word in left if not any(names_the_same(word, name) for name in erased)]
+
+
 def group_of(family: Family, word: str) -> str | None:
     """The group that a curated list puts a name or an alias in (`objects`); None: it does not say."""
     found = emoji.manifest().find(word) if family.words == "emoji" else None
     return found.group if found else None
 
 
-def apart(family: Family, word: str, other: str) -> int:
-    """How far a curated list puts two names: 0 one subgroup, 1 one group, 2 neither, or not listed."""
+def apart(family: Family, word: str, other: str, kind: str = "object") -> int:
+    """How far the family's list puts two names: 0 one subgroup, 1 one group, 2 neither, or not listed.
+
+    Of a list by kind, a section is a subgroup; its group is what its heading has before a colon.
+    """
+    if family.words == "kinds":
+        one, two = section_of(kind, word), section_of(kind, other)
+        if one is None or two is None or one.partition(":")[0] != two.partition(":")[0]:
+            return 2
+        return int(one != two)
     if family.words != "emoji":
         return 2
     a, b = (emoji.manifest().find(name) for name in (word, other))

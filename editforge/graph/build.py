@@ -116,7 +116,7 @@ def _measured(
 
 
 def _words(model: Model, source: str) -> tuple[str, ...]:
-    if source == ALL and model.family.words is None:
+    if source == ALL and model.family.words != "emoji":
         raise RecipeError(
             "this model has no list of names of its own",
             got=f"family {model.family.name}",

@@ -47,7 +47,8 @@ def read_text(request: Request, context: Context) -> Text:
     mined = next((c for c in recipe.mine or () if isinstance(c, VocabularyConfig)), None)
     mined = mined or VocabularyConfig(use="vocabulary")
     chosen = recipe.target if isinstance(recipe.target, AdaptiveConfig) else AdaptiveConfig()
-    known = load_vocabulary(model, mined.words, context.bar)
+    kinds = {concept.kind for concept in recipe.concepts}
+    known = load_vocabulary(model, mined.words, context.bar, kinds=kinds)
     position = {word: index for index, word in enumerate(known.words)}
     mean = known.vectors.mean(dim=0).double()
     states = model.encoder.encode_words(list(request.names)).double()  # (n, d)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
 
 from editforge.ground.plurals import number_key, plural, singular
 
 # What a slug may lose unsaid: these stand between words, and two names that differ in them are one.
 _QUIET = re.compile(r"[A-Za-z0-9 '._-]*")
 _LINKS = ("of", "in", "on", "with", "at", "for")
+# what people write around a name to ask for its style
+_BEFORE = re.compile(r"^(in )?(the )?(style|manner|art|artwork|work|painting|drawing)s? (of|by) ")
+_AFTER = re.compile(r"( s)?( (art|artistic|painting|drawing))?( style| s)$")
+CONTAINED = "one contains the other"
 
 
 def fold(text: str) -> str:
@@ -19,9 +25,52 @@ def fold(text: str) -> str:
     return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
 
 
+@lru_cache(maxsize=65_536)
 def name_key(name: str) -> str:
     """One text for a name in all its spellings: folded, and of one number."""
     return " ".join(number_key(part) for part in fold(name).split())
+
+
+def same_words(word: str, name: str) -> str:
+    """Why two names are one by spelling alone, or an empty text."""
+    short, long = sorted((name_key(text).split() for text in (word, name)), key=len)
+    if short == long:
+        return "same word"
+    spans = [long[i : i + len(short)] for i in range(len(long) - len(short) + 1)]
+    return CONTAINED if short and short in spans else ""
+
+
+def names_the_same(word: str, name: str) -> str:
+    """Why two names may be of one thing or person, or an empty text; never misses `same_words`.
+
+    Beyond these: accents, what asks for a style (`Picasso's style`), and a last name that both have
+    with given names of which one lacks or shortens some (`P. Picasso`, `Pablo Ruiz Picasso`).
+
+    Known failure: another name of the same person (`Cassius Clay`), which is for an alias to say.
+    """
+    if found := same_words(word, name):
+        return found
+    one, other = _bare(word), _bare(name)
+    if found := same_words(" ".join(one), " ".join(other)):
+        return found
+    (*short, a), (*long, b) = sorted((one, other), key=len)
+    given = iter(long)  # what a search has passed is gone: the order counts
+    return "the same last name" if a == b and all(_in(part, given) for part in short) else ""
+
+
+def _in(part: str, given: Iterator[str]) -> bool:
+    return any(
+        part == full or (1 in (len(part), len(full)) and part[0] == full[0]) for full in given
+    )
+
+
+@lru_cache(maxsize=8192)
+def _bare(text: str) -> tuple[str, ...]:
+    """The words of a name without accents and without what asks for its style."""
+    plain = unicodedata.normalize("NFKD", text)
+    folded = fold("".join(c for c in plain if not unicodedata.combining(c)))
+    bare = _AFTER.sub("", _BEFORE.sub("", folded))
+    return tuple((bare or folded or text).split())
 
 
 def other_number(name: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field
 from editforge.artifacts.chosen import erased_names
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.prototypes import Prototypes
-from editforge.families.vocabulary import thinned, word_list
+from editforge.families.vocabulary import thinned, unnamed, word_list
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import fold
 from editforge.guards.bank import Facts, Guarded, Guidance, check_shapes
@@ -183,8 +183,8 @@ def _benign(
     if config.benign is not None:
         prompts = thinned(prompts_in(config.benign), 2 * config.num_benign)
         return prompts[::2], prompts[1::2]
-    gone = {fold(name) for concept in inputs.concepts for name in erased_names(concept, inputs)}
-    words = [w for w in word_list(context.model, "family") if fold(w) not in gone]
+    erased = [name for concept in inputs.concepts for name in erased_names(concept, inputs)]
+    words = unnamed(context.model.family, word_list(context.model, "family", ["object"]), erased)
     templates = context.model.family.templates.get("object", ("{n}",))
     used = thinned(words, max(20, config.num_benign // len(templates)))
     # words are thinned, never prompts: every other prompt may be every other caption

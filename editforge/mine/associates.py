@@ -15,7 +15,7 @@ from torch import Tensor
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.families.metric import metric_cosines, text_metric
-from editforge.families.vocabulary import check_words, load_vocabulary
+from editforge.families.vocabulary import check_words, load_vocabulary, unnamed
 from editforge.ground.names import fold
 from editforge.mine.vocabulary import VocabularyConfig, spellings, synonym_ceiling
 from editforge.recipe.contract import Context, MineInputs, StageConfig
@@ -51,8 +51,9 @@ def associates(inputs: MineInputs, config: AssociatesConfig, context: Context) -
 
         s(w, c) >= min_similarity   and   s(w, c) >= s(w, v) + margin for every other name v
 
-    where s is the similarity of `mine: vocabulary` and the names are the family's own list. A family
-    without a list knows no other names; there w must be more like c than spelling variants of c are.
+    where s is the similarity of `mine: vocabulary` and the names are the family's own lists, of all
+    kinds. Only the embedded model's list has every name there is; elsewhere w must also be more like c
+    than spelling variants of c are.
 
     Raises:
         RecipeError: a name the encoder cannot read.
@@ -62,12 +63,12 @@ def associates(inputs: MineInputs, config: AssociatesConfig, context: Context) -
         encoder.check(concept.name)
     erased = {fold(name) for concept in inputs.concepts for name in concept.names}
     known = load_vocabulary(context.model, config.words, context.bar, context.team)
-    curated = context.model.family.words is not None
-    names = (
-        load_vocabulary(context.model, "family", context.bar, context.team) if curated else known
-    )
+    family = context.model.family
+    listed, curated = family.words is not None, family.words == "emoji"
+    names = load_vocabulary(context.model, "family", context.bar, context.team) if listed else known
     mean = names.vectors.mean(dim=0)
-    others = [at for at, name in enumerate(names.words) if curated and fold(name) not in erased]
+    free = set(unnamed(family, names.words, sorted(erased))) if listed else set()
+    others = [at for at, name in enumerate(names.words) if name in free]
     taken = {*erased, *(fold(names.words[at]) for at in others)}
     fit = [at for at, word in enumerate(known.words) if fold(word) not in taken]
     vectors = known.vectors[fit] - mean  # (V, d)

@@ -21,7 +21,7 @@ from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import MinedShell, Neighbor, Neighborhood, Neighbors
 from editforge.families.vocabulary import Vocabulary, check_words, load_vocabulary
 from editforge.ground.keyed import keyed
-from editforge.ground.names import filled, fold
+from editforge.ground.names import filled, fold, same_words
 from editforge.ground.shell import (
     FALLBACK,
     Law,
@@ -31,7 +31,6 @@ from editforge.ground.shell import (
     sample_beyond,
     shell_of,
 )
-from editforge.mine.vocabulary import same_words
 from editforge.recipe.contract import Context, MineInputs, StageConfig
 from editforge.recipe.registry import register
 

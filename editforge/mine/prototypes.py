@@ -24,7 +24,7 @@ from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighborhood, Neighbors
 from editforge.artifacts.prototypes import Cluster, Modes, Prototypes
 from editforge.families.draw import Shown, sample
-from editforge.families.vocabulary import check_words, load_vocabulary, thinned
+from editforge.families.vocabulary import check_words, load_vocabulary, thinned, unnamed
 from editforge.ground.errors import RecipeError
 from editforge.ground.keyed import keyed
 from editforge.ground.names import filled, fold
@@ -182,12 +182,14 @@ def prototypes(inputs: MineInputs, config: PrototypesConfig, context: Context) -
 def _named(
     concept: Concept, concepts: Sequence[Concept], config: PrototypesConfig, context: Context
 ) -> _Named:
-    known = load_vocabulary(context.model, config.words, context.bar, context.team)
+    family, kinds = context.model.family, {"object", concept.kind}  # a theme's members are objects
+    known = load_vocabulary(context.model, config.words, context.bar, context.team, kinds=kinds)
     kin = kin_of(concept, known, context.model)
     gone = {fold(name) for other in concepts for name in other.names}
     members = kin.near(config.member_similarity) if config.finds_members(concept) else []
     members = [word for word in members if fold(word) not in gone]
-    others = [w for w in known.words if fold(w) not in gone and w not in members]
+    erased = [name for other in concepts for name in other.names]
+    others = [w for w in unnamed(family, known.words, erased) if w not in members]
     return _Named(concept, tuple(members), tuple(thinned(others, config.num_words)), kin)
 
 

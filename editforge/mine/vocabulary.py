@@ -2,7 +2,9 @@
 
 Words are rejected as targets for two reasons: they are the same word or a phrase that contains it
 (`truck` for `garbage truck`), or they mean the same (more alike than the concept's own spelling
-variants are, less a margin). What survives, nearest first, is preserved or a candidate target.
+variants are, less a margin). What survives, nearest first, is preserved or a candidate target. Where
+the family's lists have kinds, a concept is compared with its own kind's: what is erased beside it
+changes nothing else.
 
 Similarity is a cosine of centered states in the metric of the maps that will be edited (methods.md
 3.8): two words are alike if those maps give alike keys and values, not if their states are close.
@@ -10,19 +12,28 @@ Similarity is a cosine of centered states in the metric of the maps that will be
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
+from editforge.families.by_kind import kept_only
 from editforge.families.metric import text_metric
-from editforge.families.vocabulary import check_words, load_vocabulary
-from editforge.ground.names import fold, name_key, other_number, with_article
+from editforge.families.vocabulary import check_words, lists_for, load_vocabulary
+from editforge.ground.names import (
+    CONTAINED,
+    fold,
+    name_key,
+    names_the_same,
+    other_number,
+    same_words,
+    with_article,
+)
 from editforge.recipe.contract import Context, MineInputs, StageConfig
 from editforge.recipe.registry import register
-
-CONTAINED = "one contains the other"
 
 
 class VocabularyConfig(StageConfig):
@@ -75,12 +86,33 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
     Raises:
         RecipeError: a concept that the text encoder cannot read whole.
     """
+    for concept in inputs.concepts:
+        for text in (*concept.names, *spellings(concept.name)):
+            context.model.encoder.check(text)
+    alike: dict[tuple[str, ...], list[Concept]] = {}
+    for concept in inputs.concepts:
+        kinds = lists_for(context.model.family, config.words, concept.kind)
+        alike.setdefault(kinds, []).append(concept)
+    found: dict[str, Neighborhood] = {}
+    with context.bar(len(inputs.concepts), "mining") as bar:
+        for kinds, concepts in alike.items():
+            for near in _ranked(concepts, kinds, inputs.concepts, config, context):
+                found[near.concept] = near
+                bar.update()
+    return Neighbors(source=config.words, concepts=tuple(found[c.name] for c in inputs.concepts))
+
+
+def _ranked(
+    concepts: Sequence[Concept],
+    kinds: tuple[str, ...],
+    erased_with: Sequence[Concept],
+    config: VocabularyConfig,
+    context: Context,
+) -> Iterator[Neighborhood]:
+    """The neighborhoods of concepts that are compared with the same words."""
     encoder = context.model.encoder
-    written = [[concept.name, *spellings(concept.name)] for concept in inputs.concepts]
-    for concept, texts in zip(inputs.concepts, written, strict=True):
-        for text in (*concept.names, *texts):
-            encoder.check(text)
-    known = load_vocabulary(context.model, config.words, context.bar, context.team)
+    written = [[concept.name, *spellings(concept.name)] for concept in concepts]
+    known = load_vocabulary(context.model, config.words, context.bar, context.team, kinds=kinds)
     metric = text_metric(context.model)
     mean = known.vectors.mean(dim=0)
     own = encoder.encode_words([text for texts in written for text in texts]) - mean
@@ -96,27 +128,24 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
         return inner / (norms[:, None] * sizes).clamp(min=1e-30), gap.clamp(min=0).sqrt() / sizes
 
     similarity, displacement = compared(known.vectors)
-    curated = config.words == "family" and context.model.family.words is not None
+    curated = config.words == "family" and context.model.family.words == "emoji"
+    by_kind = config.words == "family" and context.model.family.words == "kinds"
+    kept = frozenset[str]().union(*map(kept_only, kinds)) if by_kind else frozenset[str]()
     folded = [fold(word) for word in known.words]
     listed = frozenset(name_key(word) for word in known.words) if curated else frozenset()
-    erased = {name_key(name) for concept in inputs.concepts for name in concept.names}
-    found = []
-    with context.bar(len(inputs.concepts), "mining") as bar:
-        for index, concept in enumerate(inputs.concepts):
-            ceiling = None if curated else synonym_ceiling(own[index], metric, config)
-            rank = _Ranking(concept, config, erased, listed, ceiling)
-            order = similarity[:, index].argsort(descending=True, stable=True).tolist()
-            near, far = similarity[:, index].tolist(), displacement[:, index].tolist()
-            for at in order:
-                if not rank.take(known.words[at], folded[at], near[at], far[at]):
-                    break
-            if word := rank.last_word():
-                alike, apart = (x[0, index].item() for x in compared(encoder.encode_words([word])))
-                if alike >= config.own_word:
-                    rank.erase(word, alike, apart)
-            found.append(rank.result())
-            bar.update()
-    return Neighbors(source=config.words, concepts=tuple(found))
+    for index, concept in enumerate(concepts):
+        ceiling = None if curated else synonym_ceiling(own[index], metric, config)
+        rank = _Ranking(concept, config, erased_with, listed, kept, ceiling)
+        order = similarity[:, index].argsort(descending=True, stable=True).tolist()
+        near, far = similarity[:, index].tolist(), displacement[:, index].tolist()
+        for at in order:
+            if not rank.take(known.words[at], folded[at], near[at], far[at]):
+                break
+        if word := rank.last_word():
+            alike, apart = (x[0, index].item() for x in compared(encoder.encode_words([word])))
+            if alike >= config.own_word:
+                rank.erase(word, alike, apart)
+        yield rank.result()
 
 
 class _Ranking:
@@ -126,11 +155,15 @@ class _Ranking:
         self,
         concept: Concept,
         config: VocabularyConfig,
-        erased: set[str],
+        erased_with: Sequence[Concept],
         listed: frozenset[str],
+        kept: frozenset[str],
         ceiling: float | None,
     ) -> None:
-        self._concept, self._config, self._erased = concept, config, erased
+        self._concept, self._config, self._kept_only = concept, config, kept
+        self._erased = {name_key(name) for one in erased_with for name in one.names}
+        named = [one for one in erased_with if one.kind in ("style", "person")]
+        self._persons = [name for one in named for name in one.names]
         self._curated, self._listed, self._ceiling = bool(listed), listed, ceiling
         self._is_listed = name_key(concept.name) in self._listed
         self._aliases = {fold(name) for name in concept.aliases}
@@ -153,6 +186,7 @@ class _Ranking:
                 # a curated list has one name a thing: a look-alike is kept, and is no target
                 room = self._candidates < self._config.k_closest
                 candidate = room and not doubtful and far >= self._config.min_displacement
+                candidate = candidate and word not in self._kept_only
                 role = "preserve" if self._kept < self._config.num_preserve else "ignore"
         self._kept += role == "preserve"
         self._candidates += candidate
@@ -161,6 +195,7 @@ class _Ranking:
         wanted = self._config.k_closest, self._config.num_preserve
         if len(self._rows) < 3 * max(wanted):
             doubt = bool(doubtful) and far >= self._config.min_displacement
+            doubt = doubt and word not in self._kept_only
             self._rows.append(_row(word, role, candidate, near, far, reason, doubt))
         return self._candidates < wanted[0] or self._kept < wanted[1]
 
@@ -194,9 +229,11 @@ class _Ranking:
         if folded in self._aliases:
             return "alias"
         for name in self._concept.names:
-            if same := same_words(word, name):
+            if same := (same_words if self._curated else names_the_same)(word, name):
                 return same
         if not self._erased.isdisjoint({name_key(word)} if self._curated else _spans(word)):
+            return "erased too"
+        if not self._curated and any(names_the_same(word, name) for name in self._persons):
             return "erased too"
         return "blocklist" if folded in self._blocked else ""
 
@@ -255,15 +292,6 @@ def synonym_ceiling(own: Tensor, metric: Tensor, config: VocabularyConfig) -> fl
     similarities = (weighed[0] @ own[1:].T) / (norms[0] * norms[1:])
     mean = float(similarities.mean())
     return mean - config.synonym_margin if mean >= config.min_variant_similarity else None
-
-
-def same_words(word: str, name: str) -> str:
-    """Why two names are one by spelling alone, or an empty text."""
-    short, long = sorted((name_key(text).split() for text in (word, name)), key=len)
-    if short == long:
-        return "same word"
-    spans = [long[i : i + len(short)] for i in range(len(long) - len(short) + 1)]
-    return CONTAINED if short and short in spans else ""
 
 
 def _spans(name: str) -> set[str]:

@@ -87,8 +87,11 @@ def plan(recipe: Recipe, folder: Path) -> Plan:
     check(recipe)
     with describe(recipe.model) as model:
         check_model(recipe, model)
+        kinds = {concept.kind for concept in recipe.concepts}
         words = sum(
-            len(words_of(model.family, model.reader, str(getattr(config, "words", "family"))))
+            len(
+                words_of(model.family, model.reader, str(getattr(config, "words", "family")), kinds)
+            )
             for config in recipe.mine or ()
         )
         names, around = _mined(recipe)

@@ -5,11 +5,14 @@ movement the word shares (its *leak*). So unrelated targets do harm, a synonym e
 best choice lies between. AGE finds such targets by training; here the same finding is linear algebra
 over the words that `mine` ranked. Where a judge can look, the base's own pictures say what a synonym is
 and what can be known at all (`target/look.py`). methods.md 3.8, steps 4, 5 and 7.
+
+Where the family's lists have kinds, a concept becomes a word of its own kind, and of its own section or
+group of that list if it stands there: a painter becomes a painter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +21,7 @@ from pydantic import Field
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood
 from editforge.artifacts.targets import Candidate, Target, Targets
-from editforge.families.vocabulary import apart, load_vocabulary
+from editforge.families.vocabulary import apart, lists_for, load_vocabulary
 from editforge.ground.errors import EditError
 from editforge.recipe.contract import Context, StageConfig, TargetInputs
 from editforge.recipe.registry import register
@@ -28,6 +31,7 @@ from editforge.target.preserve import preserve_list
 
 if TYPE_CHECKING:
     from editforge.families.model import Described
+    from editforge.families.schema import Family
 
 
 class AdaptiveConfig(StageConfig):
@@ -110,11 +114,35 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
     Raises:
         EditError: no candidate is left, with the counts of what was passed over.
     """
-    model, words = context.model, inputs.neighbors.source
-    known = load_vocabulary(model, words, context.bar)
-    centers = model.encoder.encode_words([c.name for c in inputs.concepts]).double()
+    alike: dict[tuple[str, ...], list[Concept]] = {}
+    for concept in inputs.concepts:
+        kinds = lists_for(context.model.family, inputs.neighbors.source, concept.kind)
+        alike.setdefault(kinds, []).append(concept)
+    panel = _panel(inputs, config, context)
+    found: dict[str, Target] = {}
+    with context.bar(len(inputs.concepts), "choosing targets") as bar:
+        for kinds, concepts in alike.items():
+            for target in _of_one_list(concepts, kinds, panel, inputs, config, context):
+                found[target.concept] = target
+                bar.update()
+    chosen = tuple(found[concept.name] for concept in inputs.concepts)
+    return Targets(concepts=chosen, preserve=preserve_list(inputs, chosen))
+
+
+def _of_one_list(
+    concepts: Sequence[Concept],
+    kinds: tuple[str, ...],
+    panel: Panel | None,
+    inputs: TargetInputs,
+    config: AdaptiveConfig,
+    context: Context,
+) -> Iterator[Target]:
+    """The targets of concepts that are compared with the same words."""
+    model = context.model
+    known = load_vocabulary(model, inputs.neighbors.source, context.bar, kinds=kinds)
+    centers = model.encoder.encode_words([concept.name for concept in concepts]).double()
     mean = known.vectors.mean(dim=0)
-    near = [inputs.neighbors.of(concept.name) for concept in inputs.concepts]
+    near = [inputs.neighbors.of(concept.name) for concept in concepts]
     damages = [
         Damage(center, own, known, mean, config.ridge, config.preserve_weight, config.num_affected)
         for center, own in zip(centers, near, strict=True)
@@ -122,19 +150,21 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
     listed = set(known.words)
     # leak of every word for every concept: one product, (V, concepts); ranks words, so float32 will do
     leaks = known.vectors @ torch.stack([damage.direction for damage in damages]).T.float()
-    panel = _panel(inputs, config, context)
-    chosen = []
-    with context.bar(len(damages), "choosing targets") as bar:
-        for index, (concept, own, damage) in enumerate(
-            zip(inputs.concepts, near, damages, strict=True)
-        ):
-            rows = [row for row in own.words if row.word in listed]
-            found = _surveyed(concept, rows, panel, config, context)
-            ranked = damage.of(_listed(own, rows, found, config), leaks[:, index])
-            count = sum(row.candidate for row in rows)
-            chosen.append(_chosen(concept.name, count, ranked, found, config))
-            bar.update()
-    return Targets(concepts=tuple(chosen), preserve=preserve_list(inputs, chosen))
+    for index, (concept, own, damage) in enumerate(zip(concepts, near, damages, strict=True)):
+        rows = [row for row in own.words if row.word in listed]
+        found = _surveyed(concept, rows, panel, config, context)
+        if found is None and config.same_group and len(kinds) == 1:
+            rows = _of_own_section(concept, rows, model.family)
+        ranked = damage.of(_listed(own, rows, found, config), leaks[:, index])
+        count = sum(row.candidate for row in rows)
+        yield _chosen(concept.name, count, ranked, found, config)
+
+
+def _of_own_section(concept: Concept, rows: list[Neighbor], family: Family) -> list[Neighbor]:
+    """The candidates of the concept's own section of a list by kind, else of its group, else all."""
+    able = [row for row in rows if row.candidate]
+    steps = [apart(family, concept.name, row.word, concept.kind) for row in able]
+    return [row for row, step in zip(able, steps, strict=True) if step == min(steps)]
 
 
 def _panel(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> Panel | None:
@@ -168,7 +198,8 @@ def _surveyed(
         return None
     meaning = eye.meaning(words)
     close = meaning or {row.word: row.similarity for row in able}
-    steps = {w: apart(family, concept.name, w) if config.same_group else 0 for w in words}
+    kind = concept.kind
+    steps = {w: apart(family, concept.name, w, kind) if config.same_group else 0 for w in words}
     order = sorted(words, key=lambda word: (steps[word], -close[word]))
     bounds = config.max_as_concept, config.min_itself
     least, most = config.num_looked_at, max(config.num_looked_at, config.most_looked_at)
