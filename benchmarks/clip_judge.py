@@ -26,6 +26,7 @@ from editforge.artifacts.report import Estimate, Report
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.cli.output import quiet_libraries
 from editforge.evaluate.gate import evaluate_gate
+from editforge.evaluate.prompts import Counts
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.recipe.contract import Context
@@ -98,6 +99,7 @@ def judged(
         progress=False,
         workdir=place / "pictures",
         workdir_of=f"{emoji.pipeline_digest()} {name}",
+        counts=Counts(),  # all of them, also where CLIP refuses: they are there
         base=model.drawn_by,
     )
 

@@ -83,7 +83,7 @@ class Known:
             return f"not installed: {self.install}"
         if self.hub:
             there = "in the Hub's cache" if in_hub_cache(self.hub) else "downloaded when first used"
-            return f"{self.hub}, {there}"
+            return there
         return "installed"
 
 
