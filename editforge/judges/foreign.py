@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 
 from editforge.judges.core import Foreign, Judge, names_things
 
-FALSE_POSITIVES = (
-    0.02  # of all pictures of other things: a fifth of the presence that a gate lets pass
-)
+FALSE_POSITIVES = 0.01  # of all pictures of other things: a tenth of what a gate lets pass
 LOOK_ALIKE = 0.25  # of those of any one other thing
 FLOOR = 0.2  # of a threshold, as for the embedded judges
 RECALL = 0.5  # of an erased concept's own pictures, to be believed: what the gate asks of the base
