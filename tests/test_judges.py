@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFilter
 
 from editforge import emoji
 from editforge.artifacts.concepts import Concept
@@ -324,6 +325,48 @@ def test_a_person_without_a_face_in_the_bases_pictures_is_refused():
     asked = Examples(images, (labels, labels, (), ()), np.array([0, 1, 0, 1]), (labels,), {})
     why = calibrate(judge, asked).cannot_tell[labels]
     assert why == "no face found in the base's own pictures of Ann Lee"
+
+
+def drawn_face(skin, hair, beard, background, shift):
+    """A face of ellipses: enough for a detector that was trained on photos."""
+    image = Image.new("RGB", (320, 320), background)
+    draw, x, y = ImageDraw.Draw(image), 160 + shift, 160
+    shade = tuple(int(c * 0.78) for c in skin)
+
+    def oval(at, below, wide, high, color):
+        draw.ellipse((at - wide, below - high, at + wide, below + high), fill=color)
+
+    oval(x, y - 28, 88, 103, hair)
+    oval(x, y, 78, 105, skin)
+    oval(x, y - 93, 73, 30, hair)
+    for eye in (x - 34, x + 34):
+        oval(eye, y - 19, 24, 15, shade)
+        oval(eye, y - 18, 17, 8, (245, 245, 245))
+        oval(eye, y - 18, 8, 8, (40, 30, 20))
+        draw.line((eye - 22, y - 40, eye + 22, y - 42), fill=hair, width=7)
+    oval(x, y + 22, 15, 10, shade)
+    if beard:
+        oval(x, y + 70, 55, 35, hair)
+    oval(x, y + 58, 30, 8, (170, 70, 70))
+    return np.asarray(image.filter(ImageFilter.GaussianBlur(2)))
+
+
+@needs("faces")
+def test_a_person_is_known_by_the_face_that_the_base_draws():
+    labels, kinds = ("Ann Lee", "Bo Roe"), {"Ann Lee": "person", "Bo Roe": "person"}
+    (judge,) = load_judges("faces", "sd1", labels, kinds=kinds)
+    ann, bo = ((224, 180, 150), (60, 40, 30), False), ((120, 80, 60), (15, 12, 10), True)
+    places = [((180, 190, 200), 0), ((90, 120, 90), -15), ((220, 220, 220), 12), ((60, 60, 90), 5)]
+    images = np.stack([drawn_face(*who, *place) for who in (ann, bo) for place in places])
+    shown = [(name,) for name in labels for _ in places]
+    asked = Examples(images, tuple(shown), np.array([0, 1] * 4), (("Ann Lee",),), {})
+    found = calibrate(judge, asked)
+    assert found.cannot_tell.get(("Ann Lee",)) is None
+    seen = judge_images(images, [("Ann Lee",)] * 8, [found])
+    assert seen.present.tolist() == [True] * 4 + [False] * 4
+    assert not seen.named  # of what else is there it says nothing
+    nobody = np.stack([np.full((320, 320, 3), 128, np.uint8)])
+    assert found.probabilities(nobody)[0, -1] == 1
 
 
 def test_a_clip_judge_calls_wrecks_nothing_and_leaks_no_path(tmp_path):
