@@ -58,9 +58,9 @@ def doubts(judges: Sequence[Judge], plan: GatePrompts) -> dict[str, str]:
 
 
 def calibration_notes(judges: Sequence[Judge], plan: GatePrompts) -> list[str]:
-    """What each calibrated judge is not asked about, for the report."""
+    """Which names beside the erased ones each calibrated judge is not asked about."""
     erased = {subject.labels for subject in plan.subjects}
-    notes = list(doubts(judges, plan).values())
+    notes = []
     for judge in judges:
         if isinstance(judge, Calibrated) and judge.names_things:
             lost = [why for labels, why in judge.cannot_tell.items() if labels not in erased]

@@ -134,6 +134,7 @@ def evaluate_gate(
     own = weights(pipe)
     asked = plan
     judges = believed(judges, asked, lambda prompts: draw(pipe, prompts, "calibration", own, base))
+    doubted = doubts(judges, asked)
     unknown = [s.name for s in asked.subjects if not knows(judges, s.labels)]
     if len(unknown) == len(asked.subjects) and counts is None:
         plan = prompts(counts=FEW)
@@ -153,7 +154,7 @@ def evaluate_gate(
     images, pictures = _pictures(plan, before, edited, scores, family_name)
     targets = targets or {}
     return Report(
-        verdict=verdict(scores, plan.subjects, strength, doubts(judges, asked)),
+        verdict=verdict(scores, plan.subjects, strength, doubted),
         erased=tuple(
             Erased(name=c.name, aliases=c.aliases, kind=c.kind, target=targets.get(c.name))
             for c in concepts
@@ -170,7 +171,8 @@ def evaluate_gate(
         aliases_given=any(subject.aliases_given for subject in plan.subjects),
         notes=(
             *plan.notes,
-            *_judge_notes(scores, judges, unknown),
+            *_judge_notes(scores, judges, unknown, doubted),
+            *(why for name, why in doubted.items() if name not in unknown),
             *calibration_notes(judges, asked),
             *([] if family_name == "emoji" else _way_out(concepts, judges, unknown)),
             *poor_targets(scores, plan.subjects, targets),
@@ -205,10 +207,13 @@ def _metrics(scores: Scores) -> dict[str, Estimate | dict[str, Estimate]]:
     return found
 
 
-def _judge_notes(scores: Scores, judges: Sequence[Judge], unknown: list[str]) -> list[str]:
+def _judge_notes(
+    scores: Scores, judges: Sequence[Judge], unknown: list[str], doubted: Mapping[str, str]
+) -> list[str]:
     notes = []
-    if judges and unknown:
-        notes.append(f"no judge knows {', '.join(unknown)}")
+    strange = [name for name in unknown if name not in doubted]
+    if judges and strange:
+        notes.append(f"no judge knows {', '.join(strange)}")
     if scores.base is not None:
         lost = dict.fromkeys(
             r.name for r, known in zip(scores.rows, scores.known, strict=True) if not known

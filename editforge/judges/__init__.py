@@ -11,6 +11,7 @@ from typing import Any
 
 from editforge.emoji import manifest
 from editforge.ground.errors import RecipeError, did_you_mean
+from editforge.ground.names import with_article
 from editforge.ground.places import is_hub_id
 from editforge.judges.clip import check_clip
 from editforge.judges.core import NONE as NONE
@@ -107,7 +108,7 @@ def check_judge(which: str | None, concepts: Sequence[tuple[str, str]] = ()) -> 
     for name, kind in concepts:
         if not any(KNOWN[part].fits(name, kind) for part in parts):
             raise RecipeError(
-                f"{' and '.join(parts)}: no judge of a {kind} called {name!r}",
+                f"{' and '.join(parts)}: no judge of {with_article(kind)} called {name!r}",
                 got="; ".join(f"{part}: {KNOWN[part].about}" for part in parts),
                 next=f"--judge {named_for([(name, kind)])}",
             )

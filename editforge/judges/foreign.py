@@ -105,8 +105,8 @@ def calibrate(judge: Foreign, examples: Examples) -> Calibrated:
             if share < RECALL:
                 cannot_tell[labels] = (
                     f"the judge {judge.name} sees {name} in {share:.0%} of {count} of the base's own "
-                    f"pictures of it, where it sees it in {FALSE_POSITIVES:.0%} of those of other "
-                    f"things" + (f", most often of {_names(like, examples)}" if like else "")
+                    f"pictures of it, at a threshold that {FALSE_POSITIVES:.0%} of those of other "
+                    f"things pass" + (f", most often of {_names(like, examples)}" if like else "")
                 )
         else:
             share = float(np.isin(shares[own].argmax(axis=1), columns).mean())
