@@ -78,7 +78,11 @@ def erase(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything that is drawn.")] = None,
     judge: Annotated[
-        str | None, typer.Option(help="family, a local CLIP folder, or none: drift only.")
+        str | None,
+        typer.Option(
+            help="family, objects, styles, nudity, nudenet (AGPL), faces, a CLIP folder or Hub id; "
+            "several with commas. none: drift only."
+        ),
     ] = None,
     set_: Sets = None,
     dry_run: Annotated[

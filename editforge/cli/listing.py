@@ -68,7 +68,7 @@ def list_(
 
 
 def doctor(as_json: Json = False) -> int:
-    """Check this computer: versions, devices, disk, and that the embedded model is whole.
+    """Check this computer: versions, devices, disk, judges, and that the embedded model is whole.
 
     Examples:
 
@@ -102,14 +102,28 @@ def doctor(as_json: Json = False) -> int:
         embedded = "whole"
     except EditforgeError as error:
         embedded = str(error)
+    from editforge.judges import KNOWN
+
+    judges = {"family": "two for the embedded model, none for others"}
+    judges |= {name: f"{one.state()}; {one.about}" for name, one in KNOWN.items()}
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     for name, number in found.items():
         out.data(f"{name:<18}{number}")
     out.data(f"{'devices':<18}{', '.join(devices)}; {torch.get_num_threads()} threads")
     out.data(f"{'embedded model':<18}{embedded}")
+    for name, state in judges.items():
+        out.data(f"{'judge ' + name:<18}{state}")
     out.data(f"{'free disk here':<18}{free:.1f} GB")
     good = embedded == "whole" and "MISSING" not in found.values()
-    out.json({"versions": found, "devices": devices, "embedded_model": embedded, "good": good})
+    out.json(
+        {
+            "versions": found,
+            "devices": devices,
+            "embedded_model": embedded,
+            "judges": judges,
+            "good": good,
+        }
+    )
     out.hint(
         "editforge erase violin"
         if good

@@ -37,7 +37,13 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(help="Of the pictures; the run's if left out.")
     ] = None,
-    judge: Annotated[str, typer.Option(help="family, a local CLIP folder, or none.")] = "family",
+    judge: Annotated[
+        str,
+        typer.Option(
+            help="family, none, objects, styles, nudity, nudenet (AGPL), faces, a CLIP folder or Hub "
+            "id; several with commas."
+        ),
+    ] = "family",
     output: Annotated[
         Path | None, typer.Option(help="Where the report goes; shown only if left out.")
     ] = None,

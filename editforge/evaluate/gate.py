@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from editforge import emoji
 from editforge.artifacts.report import Erased, Estimate, Picture, Report
+from editforge.evaluate.belief import believed, calibration_notes, doubts, judge_record
 from editforge.evaluate.grid import Group, grid_png, picture_png
 from editforge.evaluate.prompts import FEW, Counts, GatePrompts, Prompt, gate_prompts
 from editforge.evaluate.scores import ERASED, KEPT, SETS, Scores, knows, score
@@ -36,7 +37,7 @@ from editforge.families.draw import (
 )
 from editforge.ground.errors import RecipeError
 from editforge.ground.team import Team
-from editforge.judges import Judge, load_judges
+from editforge.judges import Judge, load_judges, named_for
 
 _COLUMNS = 4
 _LIBRARIES = ("editforge", "torch", "diffusers", "transformers", "numpy", "pillow")
@@ -71,7 +72,9 @@ def evaluate_gate(
             erases: `artifacts.eraser.Acting`.
         concepts: erased concepts: objects with name, aliases and kind.
         family_name: `emoji` has a manifest and judges; others get templates by kind.
-        judge: `family`, the folder of a CLIP model, judges, or None: not judged.
+        judge: `family`, a short name, a CLIP folder or Hub id, several with commas (see
+            `load_judges`), judges, or None: not judged. A foreign one is first calibrated on pictures
+            of the base.
         near: near names; None: the manifest's, or none for other families.
         far: far names; None: the manifest's panel, or sixteen everyday things.
         targets: what erased concepts became: what the base draws for it is the measure of what the
@@ -94,10 +97,13 @@ def evaluate_gate(
         gate_prompts, concepts, family_name, near=near, far=far, targets=targets, seed=seed
     )
     plan = prompts(counts=counts)
-    judges = load_judges(judge, family_name, plan.labels)
-    unknown = [s.name for s in plan.subjects if not knows(judges, s.labels)]
-    if len(unknown) == len(plan.subjects) and counts is None:
-        plan = prompts(counts=FEW)
+    judges = load_judges(
+        judge,
+        family_name,
+        plan.labels,
+        erased=[(s.name, s.labels, s.kind) for s in plan.subjects],
+        kinds=plan.kinds,
+    )
     sampler = sampler or default_sampler(family_name)
     sampler = replace(sampler, size=sampler.size or own_size(pipe))
     chosen = sampling_dtype(pipe, dtype)
@@ -126,6 +132,12 @@ def evaluate_gate(
         )
 
     own = weights(pipe)
+    asked = plan
+    judges = believed(judges, asked, lambda prompts: draw(pipe, prompts, "calibration", own, base))
+    doubted = doubts(judges, asked)
+    unknown = [s.name for s in asked.subjects if not knows(judges, s.labels)]
+    if len(unknown) == len(asked.subjects) and counts is None:
+        plan = prompts(counts=FEW)
     before = draw(pipe, plan.prompts, "base", own, base)
     reference = draw(pipe, plan.reference, "reference", own, base) if plan.reference else None
     with _applied(eraser, pipe) as edited_pipe:
@@ -142,7 +154,7 @@ def evaluate_gate(
     images, pictures = _pictures(plan, before, edited, scores, family_name)
     targets = targets or {}
     return Report(
-        verdict=verdict(scores, plan.subjects, strength),
+        verdict=verdict(scores, plan.subjects, strength, doubted),
         erased=tuple(
             Erased(name=c.name, aliases=c.aliases, kind=c.kind, target=targets.get(c.name))
             for c in concepts
@@ -150,7 +162,7 @@ def evaluate_gate(
         family=family_name,
         metrics=_metrics(scores),
         names=scores.rates,
-        judges=tuple({"name": judge.name, "sha256": judge.sha256} for judge in judges),
+        judges=tuple(judge_record(judge) for judge in judges),
         sampler=sampler.record(),
         seeds={"gate": seed, "first": plan.prompts[0].seeds[0], "block": "scoring"},
         versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
@@ -159,7 +171,10 @@ def evaluate_gate(
         aliases_given=any(subject.aliases_given for subject in plan.subjects),
         notes=(
             *plan.notes,
-            *_judge_notes(scores, judges, unknown),
+            *_judge_notes(scores, judges, unknown, doubted),
+            *(why for name, why in doubted.items() if name not in unknown),
+            *calibration_notes(judges, asked),
+            *([] if family_name == "emoji" else _way_out(concepts, judges, unknown)),
             *poor_targets(scores, plan.subjects, targets),
         ),
         images=images,
@@ -192,10 +207,13 @@ def _metrics(scores: Scores) -> dict[str, Estimate | dict[str, Estimate]]:
     return found
 
 
-def _judge_notes(scores: Scores, judges: Sequence[Judge], unknown: list[str]) -> list[str]:
+def _judge_notes(
+    scores: Scores, judges: Sequence[Judge], unknown: list[str], doubted: Mapping[str, str]
+) -> list[str]:
     notes = []
-    if judges and unknown:
-        notes.append(f"no judge knows {', '.join(unknown)}")
+    strange = [name for name in unknown if name not in doubted]
+    if judges and strange:
+        notes.append(f"no judge knows {', '.join(strange)}")
     if scores.base is not None:
         lost = dict.fromkeys(
             r.name for r, known in zip(scores.rows, scores.known, strict=True) if not known
@@ -205,6 +223,14 @@ def _judge_notes(scores: Scores, judges: Sequence[Judge], unknown: list[str]) ->
         if len(judges) == 1:
             notes.append("one judge: no second opinion on what is present or kept")
     return notes
+
+
+def _way_out(concepts: Sequence[Any], judges: Sequence[Judge], unknown: list[str]) -> list[str]:
+    """How to have it judged, where no judge was there."""
+    if judges or not unknown:
+        return []
+    which = named_for([(concept.name, concept.kind) for concept in concepts])
+    return [f"to have it judged: editforge evaluate RUN --judge {which}"]
 
 
 def _prompt_record(prompt: Prompt) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from editforge.artifacts.report import Estimate, NameRate
 from editforge.evaluate import metrics
 from editforge.evaluate.prompts import Prompt
 from editforge.evaluate.prompts.core import Set
-from editforge.judges import Judge, Judged, judge_images
+from editforge.judges import Judge, Judged, judge_images, tells
 
 SETS: tuple[Set, ...] = ("name", "alias", "near", "far")
 ERASED: tuple[Set, ...] = ("name", "alias")
 KEPT: tuple[Set, ...] = ("near", "far")
 BASE_PRESENCE = 0.5
+_UNNAMED = "no judge names what a picture shows"
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Reference:
 
     def recognizable(self, concepts: Collection[str]) -> Estimate:
         """The share of these images that show something the judges agree on."""
-        if self.judged is None:
-            return Estimate.undefined("no judge", "images")
+        if self.judged is None or not self.judged.named:
+            return Estimate.undefined(_UNNAMED if self.judged else "no judge", "images")
         return metrics.rate(self.judged.recognizable[self.of(concepts)])
 
 
@@ -50,7 +51,7 @@ class Scores:
 
     `pixel_drift` is the mean absolute difference of pixels in [0, 1] of each pair, `feature_drift`
     the distance of the first judge's features (JPIPS), None if it has none. `images` are the
-    edited model's. `known_names` are the erased concepts that all judges know, `judged` those of
+    edited model's. `known_names` are the erased concepts that a judge can tell, `judged` those of
     them that the base draws: what it does not draw cannot be seen to go.
     """
 
@@ -65,6 +66,11 @@ class Scores:
     known_names: tuple[str, ...]
     judged: tuple[str, ...]
     seed: int
+
+    @property
+    def named(self) -> bool:
+        """Whether a judge says what a picture shows, and so whether it shows anything."""
+        return self.base is not None and self.base.named
 
     def where(self, *sets: Set, concepts: Collection[str] | None = None) -> NDArray[np.intp]:
         """Indices of the images of these sets that the judges can tell, of some erased concepts.
@@ -90,13 +96,20 @@ class Scores:
     def recognizable(self, *sets: Set) -> dict[str, Estimate]:
         """Share of images that show something the judges agree on, base and edited."""
         own = self.where(*sets)
-        return {label: metrics.rate(judged.recognizable[own]) for label, judged in self._both()}
+        return {
+            label: metrics.rate(judged.recognizable[own])
+            if judged.named
+            else Estimate.undefined(_UNNAMED, "images")
+            for label, judged in self._both()
+        }
 
     def against_reference(self, concepts: Collection[str] | None = None) -> Estimate:
         """Recognizable name and alias images over recognizable reference images, as shares."""
         concepts = self._asked(concepts)
         if self.edited is None or self.reference.judged is None:
             return Estimate.undefined("no judge", "images")
+        if not self.named:
+            return Estimate.undefined(_UNNAMED, "images")
         own = self.where(*ERASED, concepts=concepts)
         return metrics.ratio(
             self.edited.recognizable[own],
@@ -110,6 +123,8 @@ class Scores:
 
     def kept_recognizable(self) -> Estimate:
         """Recognizable near and far images: edited over base."""
+        if self.base is not None and not self.named:
+            return Estimate.undefined(_UNNAMED, "images")
         return self._ratio("recognizable", *KEPT)
 
     def one_picture(self, concepts: Collection[str], tolerance: float) -> tuple[float, float]:
@@ -245,8 +260,8 @@ def score(
 
 
 def knows(judges: Sequence[Judge], labels: tuple[str, ...]) -> bool:
-    """Whether all judges can tell these labels; False without judges or labels."""
-    return bool(judges and labels) and all(set(labels) <= set(j.labels) for j in judges)
+    """Whether a judge can tell these labels; False without judges or labels."""
+    return any(tells(judge, labels) for judge in judges)
 
 
 def _indices(wanted: Iterable[bool | np.bool_]) -> NDArray[np.intp]:

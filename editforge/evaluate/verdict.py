@@ -37,17 +37,26 @@ _WORST_FIRST: tuple[Status, ...] = ("collapsed", "not erased", "neighbor lost", 
 _Asked = list[tuple[Status, Check]]
 
 
-def verdict(scores: Scores, subjects: Sequence[Subject], strength: float) -> Verdict:
+def verdict(
+    scores: Scores,
+    subjects: Sequence[Subject],
+    strength: float,
+    doubts: Mapping[str, str] | None = None,
+) -> Verdict:
     """Ask all questions, of all concepts together and of each alone.
 
     Args:
         scores: of the paired images.
         subjects: the erased concepts.
         strength: of the edit; proposals are relative to it.
+        doubts: erased concept to why a judge that knows it cannot be believed about it.
     """
-    own = tuple(_concept(scores, subject, strength) for subject in subjects)
+    doubts = doubts or {}
+    own = tuple(_concept(scores, subject, strength, doubts) for subject in subjects)
     judged = [subject for subject in subjects if subject.name in scores.judged]
-    asked: _Asked = [("not judged", _base_draws_it(scores, subjects))]
+    asked: _Asked = [("not judged", _base_draws_it(scores, subjects, doubts))]
+    if scores.base is not None and not scores.named:
+        asked.append(("not judged", _something_is_drawn()))
     if judged:
         asked += _of_concepts(scores, judged, strength)
         if len(subjects) > 1:
@@ -93,11 +102,15 @@ def _worst(asked: _Asked, own: tuple[ConceptVerdict, ...], scores: Scores) -> Ve
     )
 
 
-def _concept(scores: Scores, subject: Subject, strength: float) -> ConceptVerdict:
+def _concept(
+    scores: Scores, subject: Subject, strength: float, doubts: Mapping[str, str]
+) -> ConceptVerdict:
     """One concept's own verdict, from its own images."""
-    drawn = _base_draws_it(scores, [subject])
+    drawn = _base_draws_it(scores, [subject], doubts)
     asked: _Asked = [("not judged", drawn)]
     if drawn.holds:
+        if not scores.named:
+            asked.append(("not judged", _something_is_drawn()))
         asked += _of_concepts(scores, [subject], strength)
     kept: tuple[Status, Check] = ("erased", next((c for s, c in asked if s == "not erased"), drawn))
     status, check = next(iter(_failed(asked)), kept)
@@ -126,14 +139,26 @@ def _of_concepts(scores: Scores, subjects: Sequence[Subject], strength: float) -
     ]
 
 
-def _base_draws_it(scores: Scores, subjects: Sequence[Subject]) -> Check:
+def _something_is_drawn() -> Check:
+    return Check(
+        name="a judge says what is drawn instead",
+        holds=False,
+        message="whether the pictures still show anything, and what is kept, no judge here says: "
+        "name one more, of objects or styles",
+        remedy=Remedy(judge=True),
+    )
+
+
+def _base_draws_it(scores: Scores, subjects: Sequence[Subject], doubts: Mapping[str, str]) -> Check:
     name = "the base draws it and a judge knows it"
     unknown = [s.name for s in subjects if s.name not in scores.known_names]
     if unknown:
+        doubted = [doubts[name] for name in unknown if name in doubts]
+        message = f"no judge knows {_listed(unknown)}: what became of it is not known"
         return Check(
             name=name,
             holds=False,
-            message=f"no judge knows {_listed(unknown)}: what became of it is not known",
+            message="; ".join(doubted[:3]) or message,
             remedy=Remedy(judge=True),
         )
     poor = [s.name for s in subjects if s.name not in scores.judged]

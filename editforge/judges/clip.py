@@ -24,6 +24,11 @@ TEMPLATES = ("a photo of {a}", "a picture of {a}", "{n}")
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _BATCH = 64
+_WEIGHTS = "model.safetensors"
+_ALLOWED = (
+    "a folder with config.json, model.safetensors and the tokenizer, or a Hub id: OWNER/NAME, "
+    "OWNER/NAME@REVISION"
+)
 
 
 class Clip:
@@ -54,9 +59,9 @@ class Clip:
         self.scale: Tensor = model.logit_scale.exp()
 
     @torch.no_grad()
-    def names(self, names: Sequence[str]) -> Tensor:
+    def names(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Tensor:
         """(n, width): the mean over the templates of what the text tower makes of each name."""
-        return torch.stack([self._name(name) for name in names])
+        return torch.stack([self._name(name, templates or self._templates) for name in names])
 
     @torch.no_grad()
     def pictures(self, images: NDArray[np.uint8]) -> Tensor:
@@ -65,8 +70,8 @@ class Clip:
         seen = [self.model.get_image_features(self._pixels(part)).pooler_output for part in parts]
         return torch.cat([normalize(rows, dim=-1) for rows in seen])
 
-    def _name(self, name: str) -> Tensor:
-        texts = [filled(template, name) for template in self._templates]
+    def _name(self, name: str, templates: Sequence[str]) -> Tensor:
+        texts = [filled(template, name) for template in templates]
         tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         vectors = normalize(self.model.get_text_features(**tokens).pooler_output, dim=-1)
         return normalize(vectors.mean(dim=0), dim=-1)
@@ -93,12 +98,12 @@ def clip_folder(folder: Path, templates: Sequence[str] = TEMPLATES) -> Clip:
     """
     from transformers import CLIPModel, CLIPTokenizer
 
-    weights = folder / "model.safetensors"
+    weights = folder / _WEIGHTS
     if not weights.is_file():
         raise RecipeError(
             "no CLIP model there",
             got=str(folder),
-            allowed="a folder with config.json, model.safetensors and the tokenizer",
+            allowed=_ALLOWED,
         )
     model = CLIPModel.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -119,24 +124,84 @@ def clip_folder(folder: Path, templates: Sequence[str] = TEMPLATES) -> Clip:
 def clip_place(which: str) -> Path:
     """A CLIP folder on disk; a Hub id is downloaded into the Hub's cache, safetensors alone.
 
+    Args:
+        which: a folder, or `OWNER/NAME`, or `OWNER/NAME@REVISION`.
+
     Raises:
         RecipeError: neither a folder nor a repository that can be had.
     """
     place = Path(which).expanduser()
-    if place.exists() or not is_hub_id(which):
+    name, _, revision = which.partition("@")
+    if place.exists() or not is_hub_id(name):
         return place
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
-            snapshot_download(which, allow_patterns=["*.json", "*.txt", "model.safetensors"])
+            snapshot_download(
+                name,
+                revision=revision or None,
+                allow_patterns=["*.json", "*.txt", "model.safetensors"],
+            )
         )
     except Exception as error:  # the client raises many kinds; each means that it is not here
-        raise RecipeError(
-            "this CLIP model cannot be had from the Hub",
-            got=f"{which}: {' '.join(str(error).split())[:160]}",
-            allowed="a folder with config.json, model.safetensors and the tokenizer, or a Hub id",
-        ) from None
+        raise _not_had(which, error) from None
+
+
+def clip_source(which: str, place: Path) -> dict[str, str]:
+    """What a report says of where a CLIP model came from; of a local folder nothing."""
+    name, _, revision = which.partition("@")
+    if Path(which).expanduser().exists() or not is_hub_id(name):
+        return {}
+    asked = {"asked": revision} if revision else {}
+    return {"id": name, "revision": place.name, **asked}
+
+
+def check_clip(which: str) -> None:
+    """Refuse a folder without its files, and a Hub repository that has no CLIP model to give.
+
+    Asks the Hub for the head of one file unless that is in its cache; downloads nothing.
+
+    Raises:
+        RecipeError: with what is lacking.
+    """
+    place = Path(which).expanduser()
+    name, _, revision = which.partition("@")
+    if place.exists() or not is_hub_id(name):
+        lacking = [one for one in ("config.json", _WEIGHTS) if not (place / one).is_file()]
+        if lacking:
+            raise RecipeError(
+                "no judge there",
+                got=f"{which} has no {' and no '.join(lacking)}",
+                allowed=_ALLOWED,
+            )
+        return
+    if in_hub_cache(which):
+        return
+    from huggingface_hub import file_exists
+
+    try:
+        found = file_exists(name, _WEIGHTS, revision=revision or None)
+    except Exception as error:
+        raise _not_had(which, error) from None
+    if not found:
+        raise _not_had(which, f"no {_WEIGHTS} there; pickled weights are not read")
+
+
+def in_hub_cache(which: str) -> bool:
+    """Whether the weights of a Hub id are on this computer."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = which.partition("@")
+    return isinstance(try_to_load_from_cache(name, _WEIGHTS, revision=revision or None), str)
+
+
+def _not_had(which: str, why: object) -> RecipeError:
+    return RecipeError(
+        "this CLIP model cannot be had from the Hub",
+        got=f"{which}: {' '.join(str(why).split())[:160]}",
+        allowed=_ALLOWED,
+    )
 
 
 def load_clip(which: str | None, family_name: str) -> Clip | None:

@@ -71,7 +71,9 @@ class EvaluateConfig(_Section):
 
     tier: Literal["gate"] = Field("gate", description="What is measured; see docs/benchmark.md.")
     judge: str | None = Field(
-        "family", description="family, a local CLIP folder, or null: drift only, nothing is judged."
+        "family",
+        description="family, objects, styles, nudity, nudenet (AGPL-3.0), faces, a CLIP folder or Hub "
+        "id (OWNER/NAME, OWNER/NAME@REVISION), several with commas; or null: drift only.",
     )
 
 

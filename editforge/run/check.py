@@ -15,6 +15,7 @@ from editforge.families.schema import load_family
 from editforge.ground.errors import RecipeError
 from editforge.ground.names import filled, fold
 from editforge.ground.places import is_hub_id
+from editforge.judges import check_judge
 from editforge.package.exports import check_dense, check_exports
 from editforge.recipe.line import LINE
 
@@ -35,7 +36,7 @@ def check(recipe: Recipe) -> None:
         load_family(recipe.model.family)
     _check_configs(recipe.model.config)
     if recipe.evaluate is not None:
-        _check_judge(recipe.evaluate.judge)
+        check_judge(recipe.evaluate.judge, [(one.name, one.kind) for one in recipe.concepts])
     _check_earlier(recipe)
     for config in stages_of(recipe):
         config.check_early(recipe.concepts)
@@ -75,19 +76,6 @@ def _check_configs(place: str | None) -> None:
             "no configs for a single file there",
             got=f"model.config = {place}",
             allowed="a pipeline folder, or a Hub id (owner/name)",
-        )
-
-
-def _check_judge(judge: str | None) -> None:
-    if judge in (None, "family"):
-        return
-    lacking = [n for n in ("config.json", "model.safetensors") if not Path(judge, n).is_file()]
-    if lacking:
-        raise RecipeError(
-            "no judge there",
-            got=f"{judge} has no {' and no '.join(lacking)}",
-            allowed="family, none, or the folder of a CLIP model: config.json, model.safetensors "
-            "and the tokenizer",
         )
 
 

@@ -18,9 +18,11 @@ import torch
 
 from editforge.artifacts.system import System
 from editforge.evaluate.prompts import FEW, gate_prompts
+from editforge.evaluate.prompts.examples import example_prompts
 from editforge.families.open import describe
 from editforge.families.outline import Outline
 from editforge.families.vocabulary import words_of
+from editforge.judges import known_to_family
 from editforge.package.exports import exporter
 from editforge.recipe.line import LINE
 from editforge.recipe.recipe import Recipe
@@ -209,9 +211,12 @@ def _pictures(recipe: Recipe, model: Outline) -> int:
         seed=recipe.seed,
     )
     whole = prompts()
-    judged = judge is not None and (judge != "family" or family.judge is not None)
+    foreign = not known_to_family(judge)
+    judged = foreign or (judge is not None and family.judge is not None)
     judged = judged and any(subject.labels for subject in whole.subjects)
-    return (whole if judged else prompts(counts=FEW)).drawn
+    if not judged:
+        return prompts(counts=FEW).drawn
+    return whole.drawn + (len(example_prompts(whole).rows) if foreign else 0)
 
 
 def _probe(device: str) -> float:

@@ -13,6 +13,7 @@ from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
 from editforge.ground.places import hub_failure, is_hub_id
+from editforge.judges import check_judge
 from editforge.package.facts import repository
 from editforge.recipe.contract import Context
 from editforge.recipe.layers import resolve
@@ -59,7 +60,7 @@ def evaluate_saved(
         dtype: of drawing; None: as recorded.
         device: where to draw; None: as recorded, or the best there is.
         seed: picks the scoring seeds; None: the recorded one.
-        judge: family, a CLIP folder, or None: drift only.
+        judge: as in a recipe; None: drift only.
         progress: bars on stderr.
         say: takes a line for the user.
 
@@ -67,6 +68,7 @@ def evaluate_saved(
         EditforgeError: nothing to judge there, a damaged file, or a base that is unknown or another.
     """
     found = find(local_folder(place), place, tuple(concepts), kind)
+    check_judge(judge, [(one.name, one.kind) for one in found.claims.concepts])
     named = {"variant": variant, "family": family, "dtype": dtype, "device": device}
     given: dict[str, str | None] = {key: value for key, value in named.items() if value is not None}
     given["base"] = None  # the name of a local copy is for cards, and would ask the Hub

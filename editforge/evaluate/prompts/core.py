@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Set = Literal["name", "alias", "near", "far", "reference"]
@@ -63,6 +63,7 @@ class Counts:
         names: near names, and as many far ones; twice as many for several erased concepts.
         images: images of each near or far name.
         reference: images of each target at most, by the base alone.
+        several: near and far names for several erased concepts, times those for one.
     """
 
     name: int = 64
@@ -70,9 +71,18 @@ class Counts:
     names: int = 8
     images: int = 8
     reference: int = 32
+    several: int = 2
+
+    def of(self, turn: int, subjects: int, *, alias: bool) -> int:
+        """Images of the name of one of the erased concepts, or of its aliases."""
+        least = self.least // 2 if alias else self.least
+        if self.least:
+            return max(least, self.name // subjects)
+        return self.name // subjects + (turn < self.name % subjects)
 
 
-FEW = Counts(name=4, least=1, names=4, images=1, reference=0)  # to look at, where nothing judges
+# To look at, where nothing judges: 16 pictures of both models, however many concepts there are.
+FEW = Counts(name=2, least=0, names=2, images=1, reference=0, several=1)
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,14 @@ class GatePrompts:
     """All prompts of one gate, the erased subjects, and what had to be left out, in words.
 
     `prompts` are drawn by both models, `reference` by the base alone: what it draws for a target.
+    `kinds` says which labels are no objects.
     """
 
     prompts: tuple[Prompt, ...]
     reference: tuple[Prompt, ...]
     subjects: tuple[Subject, ...]
     notes: tuple[str, ...]
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Prompt]:

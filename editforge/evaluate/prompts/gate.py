@@ -54,10 +54,9 @@ def gate_prompts(
     prompts: list[Prompt] = []
     reference: list[Prompt] = []
     notes: list[str] = []
-    share = max(counts.least, counts.name // len(subjects))
-    alias_share = max(counts.least // 2, counts.name // len(subjects))
     for turn, subject in enumerate(subjects):
         drawer = _drawer(room, subject.kind)
+        share = counts.of(turn, len(subjects), alias=False)
         words = [(subject.name, template) for template in _NAME_TEMPLATES]
         prompts += _spread(drawer, words, "name", subject.name, share, turn, start)
         if subject.name in targets:
@@ -65,13 +64,13 @@ def gate_prompts(
             first = min(share, counts.reference)
             reference += _spread(instead, words, "reference", subject.name, first, turn, start)
         words = [(alias, template) for template in _ALIAS_TEMPLATES for alias in subject.aliases]
-        prompts += _spread(drawer, words, "alias", subject.name, alias_share, turn, start)
+        aliases = counts.of(turn, len(subjects), alias=True)
+        prompts += _spread(drawer, words, "alias", subject.name, aliases, turn, start)
         if not subject.aliases:
             notes.append(f"no alias of {subject.name} is known: aliases skipped")
         elif subject.aliases_given:
             notes.append(f"aliases of {subject.name} were given to the eraser")
-    several = len(subjects) > 1
-    limit = counts.names * (1 + several)
+    limit = counts.names * (counts.several if len(subjects) > 1 else 1)
     skip = _skipped(subjects, room) | {fold(target) for target in targets.values()}
     near_names = _rotated([s.near for s in subjects], skip, limit)
     far_names = _rotated([s.far for s in subjects], {*skip, *map(fold, near_names)}, limit)
@@ -85,7 +84,11 @@ def gate_prompts(
         for name in names:
             words = [(name, template) for template in _KEPT_TEMPLATES]
             prompts += _spread(drawer, words, which, name, counts.images, 0, start)
-    return GatePrompts(tuple(prompts), tuple(reference), subjects, tuple(notes))
+    kinds = {name: near_kind for name in near_names}
+    for subject in subjects:
+        kinds |= {word: subject.kind for word in (*subject.labels, targets.get(subject.name, ""))}
+    kinds = {} if room is emoji else {word: kind for word, kind in kinds.items() if word}
+    return GatePrompts(tuple(prompts), tuple(reference), subjects, tuple(notes), kinds)
 
 
 def _drawer(room: Any, kind: str) -> _HeldOut:
