@@ -9,7 +9,7 @@ BIN := .venv/bin
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
 .DEFAULT_GOAL := help
-.PHONY: joint help erase test test-slow style quality speed benchmark card-preview sizes docs-check clean
+.PHONY: joint help erase test test-slow test-gpu style quality speed full-size benchmark card-preview sizes docs-check clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -30,6 +30,10 @@ test: .venv/.installed  ## the test suite, minutes
 test-slow: .venv/.installed  ## everything, including the slow suites
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-gpu: .venv/.installed  ## the tests that need CUDA alone; fails without a GPU
+	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no CUDA GPU here: nothing was tested")'
+	$(TEST_ENV) EDITFORGE_GPU_TESTS_ON=cuda $(BIN)/python -m pytest -m gpu tests/test_gpu.py
+
 style: .venv/.installed  ## format and fix
 	$(BIN)/ruff check --fix editforge tests benchmarks
 	$(BIN)/ruff format editforge tests benchmarks
@@ -42,6 +46,9 @@ quality: .venv/.installed  ## lint, format and type checks
 speed: .venv/.installed  ## time each part against its floor: docs/performance.md
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/align_speed.py
+
+full-size: .venv/.installed  ## erase on SD 1.4- and SDXL-shaped models: 30 GB of disk, docs/performance.md
+	$(BIN)/python benchmarks/full_size.py
 
 benchmark: .venv/.installed  ## the DEV table of the README: benchmarks/dev_table.py
 	$(BIN)/python benchmarks/dev_table.py

@@ -28,6 +28,15 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line where tests that need a GPU were asked for and none was there."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if count := sum("gpu" in report.keywords for report in skipped):
+        terminalreporter.write_line(
+            f"{count} gpu tests did not run: no CUDA GPU here. `make test-gpu` runs them where one is."
+        )
+
+
 @pytest.fixture
 def loopback(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
     """The Hub of this process is a server on the loopback, with an empty cache."""
