@@ -17,6 +17,7 @@ import torch
 from editforge.families.config import ModelConfig
 from editforge.families.draw import Shown, sample
 from editforge.families.open import open_model
+from editforge.families.sampling import own_sampler
 from editforge.families.schema import TextSlice, load_family
 from editforge.ground.disk import dump_yaml
 from editforge.ground.errors import EditforgeError
@@ -65,6 +66,7 @@ def seen(name: str) -> dict:
         )
         edit = solved(model, made)[2].edit
         sampler = model.sampler
+        shipped = own_sampler(load_family(model.family.name), model.config, model.scheduler)
         drawn = sample(
             model.pipeline(),
             [Shown("a", "a violin", (0,))],
@@ -78,8 +80,8 @@ def seen(name: str) -> dict:
             "predicts": model.prediction_type,
             "dtype": weights.dtype(next(iter(weights.where))),
             "distilled": not model.standard,
-            "steps": sampler.steps,
-            "guidance": sampler.guidance,
+            "steps": shipped.steps,
+            "guidance": shipped.guidance,
             "drawn": drawn.shape,
             "maps": len(model.paths),
             "forms": {},
