@@ -145,7 +145,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         one == (row["family"]["status"] == "erased") for one, row in zip(passed, asked, strict=True)
     )
     lines.append(
-        f"\nOf {len(rows)} concepts the CLIP judge refuses {len(rows) - len(asked)} and judges "
+        f"\nOf {len(rows)} concepts the CLIP judge leaves {len(rows) - len(asked)} unjudged and judges "
         f"{len(asked)}: the same verdict on {same}, the same pass or fail on {like}."
     )
     return "\n".join(lines)

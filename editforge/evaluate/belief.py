@@ -69,6 +69,9 @@ def calibration_notes(judges: Sequence[Judge], plan: GatePrompts) -> list[str]:
                     f"not asked about, the judge {judge.name} knows too few of the base's own "
                     f"pictures: {', '.join(lost)}"
                 )
+            notes.append(
+                f"the judge {judge.name} may take a broken picture for something: look at the grid"
+            )
     return notes
 
 

@@ -40,9 +40,9 @@ BY_KIND = {
     "broad": ("a photo of {n}", "a picture of {n}", "{n}"),
 }
 _HOLD_OFFSET = 3e-3  # ridge of the offsets: a few pictures of a label do not outvote its text
-_HOLD_LINE = 1e-3
+_HOLD_LINE = 1e-2
 _SCALE = 10.0  # cosines of pictures differ by a tenth
-_WRECKED = 0.2  # the weight of all wrecks: of one picture in five that is lost as many wrecks pass
+_WRECKED = 0.2  # the weight of all wrecks beside all pictures: fewer whole ones are lost
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -41,9 +40,15 @@ def example_prompts(plan: GatePrompts) -> ExamplePrompts:
 
 
 def _halves(prompts: Sequence[Prompt]) -> NDArray[np.int_]:
-    turns: Counter[tuple[str, ...]] = Counter()
+    """The first text of one label is in one half, that of the next label in the other.
+
+    So both halves have every template: else pictures on colored backgrounds are strange to a judge that
+    was fitted on white ones.
+    """
+    turns: dict[tuple[str, ...], int] = {}
     found = []
     for prompt in prompts:
-        found += [turns[prompt.labels] % 2] * len(prompt.seeds)
-        turns[prompt.labels] += 1
+        turn = turns.setdefault(prompt.labels, len(turns) % 2)
+        found += [turn % 2] * len(prompt.seeds)
+        turns[prompt.labels] = turn + 1
     return np.array(found)
