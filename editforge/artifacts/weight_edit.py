@@ -13,6 +13,7 @@ many edits lie on it.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,8 +36,10 @@ from editforge.families.schema import load_family
 from editforge.ground.errors import EditError, PackageError
 from editforge.ground.files import check_finite, read_header, read_tensors, write_safetensors
 from editforge.ground.linalg import product_norm
+from editforge.ground.names import same_words
 
 SCHEMA = "editforge.weight_edit/1"
+_LOG = logging.getLogger("editforge")
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,6 +131,15 @@ class WeightEdit:
             ).float()
             for name in sorted({*self.dense, *other.dense})
         }
+        for mine, theirs in _overlapping(self, other):
+            _LOG.warning(
+                "warning: %r and %r share words, so their sum changes those twice; solved jointly it "
+                "does not: editforge.erase(pipe, [%r, %r])",
+                mine,
+                theirs,
+                mine,
+                theirs,
+            )
         exact = self.exact_rank is not None and other.exact_rank is not None
         result = WeightEdit(factors, dense, 1.0, None, _join(self.provenance, other.provenance))
         reduced = result.reduced()
@@ -295,6 +307,15 @@ class WeightEdit:
             factors, path = lora_factors(self, dtype), place / f"{kohya}.safetensors"
             write_kohya(factors, self, path, load_family(family), prediction_type, {})
         return write_lora(self, place, dtype=dtype)
+
+
+def _overlapping(a: WeightEdit, b: WeightEdit) -> list[tuple[str, str]]:
+    """Pairs of erased names, one of each, of which one says the other: `dog` and `hot dog`."""
+    left, right = (
+        [str(row["name"]) for row in edit.provenance.get("erased", []) if row.get("name")]
+        for edit in (a, b)
+    )
+    return [(x, y) for x in left for y in right if same_words(x, y)]
 
 
 def _join(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
