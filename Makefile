@@ -7,6 +7,8 @@ OUTPUT ?= runs/$(shell echo "$(CONCEPT)" | tr 'A-Z ' 'a-z-')
 BIN := .venv/bin
 # One thread per test process: two processes with two threads each fight over two cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# Whole files, in the order of tests/conftest.py: the longest first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: joint help erase test test-slow test-gpu style quality speed full-size benchmark card-preview sizes docs-check clean
@@ -25,10 +27,10 @@ erase: .venv/.installed  ## erase CONCEPT=violin from the embedded model
 	$(BIN)/editforge erase "$(CONCEPT)" --output "$(OUTPUT)"
 
 test: .venv/.installed  ## the test suite, minutes
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(TEST_ENV) $(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 test-slow: .venv/.installed  ## everything, including the slow suites
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(TEST_ENV) $(BIN)/python -m pytest $(WORKERS)
 
 test-gpu: .venv/.installed  ## the tests that need CUDA alone; fails without a GPU
 	$(BIN)/python -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no CUDA GPU here: nothing was tested")'

@@ -23,9 +23,23 @@ for _name in [name for name in os.environ if name.startswith(OF_THE_HUB)]:
     del os.environ[_name]
 _home = tempfile.TemporaryDirectory(prefix="editforge-hub-home-")
 os.environ["HF_HOME"] = _home.name
-os.environ["XDG_CACHE_HOME"] = f"{_home.name}/cache"  # nor words and pictures of the caller's runs
+# Nor words and pictures of the caller's runs; the workers of one suite share those of the base.
+_cache = os.environ.setdefault("EDITFORGE_TESTS_CACHE", f"{_home.name}/cache")
+os.environ["XDG_CACHE_HOME"] = _cache
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+# Files of most seconds, the longest first, so that the workers of `--dist loadfile` end together.
+LONGEST = (
+    "test_saved", "test_resume", "test_zoo", "test_prototypes", "test_zoo_edits", "test_processes",
+    "test_age", "test_registry", "test_targets", "test_cli", "test_withheld", "test_guard_command",
+    "test_plan", "test_again", "test_graph", "test_held", "test_api", "test_gate", "test_align",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -268,11 +268,27 @@ def test_a_question_that_nobody_answers_is_no_yes(run, tmp_path):
 # --- the gate's exit codes, on the real default -------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def default_run(tmp_path_factory):
-    """`editforge erase bicycle` as a user types it, with the real gate: most of a minute."""
+# A fourth of the gate's pictures, drawn as the family draws them.
+A_FOURTH = """
+import functools
+from editforge.evaluate import gate
+from editforge.evaluate.prompts import Counts
+counts = Counts(name=16, least=8, names=8, images=2, reference=8)
+gate.evaluate_gate = functools.partial(gate.evaluate_gate, counts=counts)
+"""
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(A_FOURTH, id="a fourth of the pictures"),
+        pytest.param("", id="all pictures", marks=pytest.mark.slow),
+    ],
+)
+def default_run(tmp_path_factory, request):
+    """`editforge erase bicycle` as a user types it, with the real gate."""
     folder = tmp_path_factory.mktemp("default")
-    return folder, editforge("erase", "bicycle", "--json", cwd=folder)
+    return folder, editforge("erase", "bicycle", "--json", cwd=folder, before=request.param)
 
 
 def test_erase_bicycle_erases_the_bicycle(default_run):

@@ -228,10 +228,10 @@ def test_text_alone_gives_similarity_and_the_leak_of_the_target_rule(model, synt
     from editforge.run.stages import mine
 
     checked = 0
-    for e, single in enumerate(wanted.singles):
+    for e, single in enumerate(wanted.singles[:4]):  # by text alone: nobody looks at pictures
         rule = get("target", "adaptive")
         near = mine(single, Context(model))
-        options = rule.config(use="adaptive", num_listed=200)
+        options = rule.config(use="adaptive", num_listed=200, judge=None)
         chosen = rule.function(TargetInputs(single.concepts, near), options, Context(model))
         for candidate in chosen.concepts[0].candidates:
             if candidate.word in wanted.names:

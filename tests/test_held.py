@@ -208,6 +208,7 @@ def test_the_gates_own_hint_mends_the_neighbor_that_it_names():
             targets={"pizza": targets.of("pizza").target},
             counts=Counts(name=8, least=8, names=5, images=6, reference=8),
             progress=False,
+            base=model.drawn_by,  # drawn once for both
         )
 
     lost = judge([])

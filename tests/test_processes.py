@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,9 @@ import torch
 from editforge import load_edit
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.ground.team import Team, launch_notes
-from tests.command import ENVIRONMENT, UNJUDGED, editforge
+from tests.command import ENVIRONMENT, UNJUDGED, Done, editforge, start
 from tests.models import family_file, tiny_folder
+from tests.test_cli import FEW_PICTURES
 
 # Ends the process with rank DIES after step 7 of 20; draws few pictures.
 LAUNCHED = """
@@ -66,12 +68,12 @@ def line(align=ALIGN, judged=UNJUDGED):
     )
 
 
-def launch(folder: Path, *words: str, count: int = 2, **environment: str):
+def launch(folder: Path, *words: str, **environment: str):
     """`accelerate launch` on a port of its own."""
     script = folder / "launched.py"
     script.write_text(LAUNCHED)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
-    launcher += ["--num_processes", str(count), "--num_machines", "1", "--main_process_port", "0"]
+    launcher += ["--num_processes", "2", "--num_machines", "1", "--main_process_port", "0"]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     root = str(Path(__file__).parent.parent)
     return subprocess.run(
@@ -83,6 +85,22 @@ def launch(folder: Path, *words: str, count: int = 2, **environment: str):
         timeout=300,
         check=False,
     )
+
+
+def together(folder: Path, *words: str, **environment: str) -> Done:
+    """The two processes that a launcher starts, forked from one that has imported everything."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = []
+    for rank in ("0", "1"):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **environment}
+        own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        before = f"import os\nos.environ.update({own!r})\n{FEW_PICTURES}"
+        both.append(start(*words, cwd=folder, before=before))
+    done = [process.wait() for process in both]
+    code = next((one.code for one in done if one.code), 0)
+    return Done(code, "".join(one.out for one in done), "".join(one.err for one in done))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -130,21 +148,18 @@ GAME = (
 
 def test_two_processes_play_the_game_of_one(tmp_path):
     """They draw the same noise for the same samples, so they learn the same targets."""
-    words = ("guitar", "trumpet", "piano", "house", "dog", "cat")
+    listed = ("guitar", "trumpet", "piano", "house", "dog", "cat")
     found = []
     for count in (1, 2):
         folder = tmp_path / str(count)
         folder.mkdir()
-        (folder / "words.txt").write_text("\n".join(words) + "\n")
+        (folder / "words.txt").write_text("\n".join(listed) + "\n")
         mined = "mine={use: vocabulary, words: words.txt, skip_top: 0, min_variant_similarity: 2.0}"
         asked = line(GAME)
         sets = ("--set", mined, "--set", "edit=null")
-        done = (
-            launch(folder, *asked, *sets, count=count)
-            if count > 1
-            else editforge(*asked, *sets, cwd=folder)
-        )
-        assert (done.returncode if count > 1 else done.code) == 0, done
+        words = (*asked, *sets)
+        done = together(folder, *words) if count > 1 else editforge(*words, cwd=folder)
+        assert done.code == 0, done.err
         told = json.loads((folder / "run/log/align/trajectory.json").read_text())
         found.append((load_edit(folder / "run"), told["led"]))
     (alone, own), (shared, theirs) = found
@@ -170,8 +185,8 @@ def test_a_killed_process_ends_the_run_clearly_and_the_run_resumes(rank, two, tm
     assert "goes on from the last checkpoint" in killed.stderr
     work = tmp_path / "run/.align.partial/work"
     assert (work / "checkpoint.safetensors").is_file()
-    resumed = launch(tmp_path, *line())
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = together(tmp_path, *line())
+    assert resumed.code == 0, resumed.err
     assert contents(tmp_path / "run") == contents(two[0] / "run")
 
 
@@ -180,10 +195,10 @@ def test_evaluation_is_shared_and_gives_the_same_bytes(tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     alone.mkdir()
     shared.mkdir()
-    few = "from tests.test_cli import FEW_PICTURES\nexec(FEW_PICTURES)\n"
-    assert editforge(*words, cwd=alone, before=few).code == 0
-    done = launch(shared, *words)
-    assert done.returncode == 0, done.stderr
+    apart = f"import os\nos.environ['XDG_CACHE_HOME'] = {str(alone / 'cache')!r}\n{FEW_PICTURES}"
+    assert editforge(*words, cwd=alone, before=apart).code == 0
+    done = together(shared, *words, XDG_CACHE_HOME=str(shared / "cache"))
+    assert done.code == 0, done.err
     assert contents(shared / "run") == contents(alone / "run")
 
 
@@ -198,8 +213,8 @@ def test_mining_is_shared_and_gives_the_same_bytes(tmp_path):
     shared.mkdir()
     apart = f"import os\nos.environ['XDG_CACHE_HOME'] = {str(alone / 'cache')!r}\n"
     assert editforge(*words, cwd=alone, before=apart).code == 0
-    done = launch(shared, *words, XDG_CACHE_HOME=str(shared / "cache"))
-    assert done.returncode == 0, done.stderr
+    done = together(shared, *words, XDG_CACHE_HOME=str(shared / "cache"))
+    assert done.code == 0, done.err
     (kept,) = (alone / "cache/editforge/words").glob("*.safetensors")
     assert (shared / "cache/editforge/words" / kept.name).read_bytes() == kept.read_bytes()
     mined = [folder / "run/mine/neighbors.yaml" for folder in (alone, shared)]
@@ -209,10 +224,10 @@ def test_mining_is_shared_and_gives_the_same_bytes(tmp_path):
 def test_a_refusal_ends_all_processes_and_says_why(two, tmp_path):
     shutil.copytree(two[0] / "run", tmp_path / "run")
     before = contents(tmp_path / "run")
-    done = launch(tmp_path, *line(), "--seed", "5")
-    assert done.returncode != 0
-    assert "another recipe" in done.stderr
-    assert "seed: 0 there, 5 now" in done.stderr
+    done = together(tmp_path, *line(), "--seed", "5")
+    assert done.code != 0
+    assert "another recipe" in done.err
+    assert "seed: 0 there, 5 now" in done.err
     assert contents(tmp_path / "run") == before
 
 

@@ -3,7 +3,7 @@
 Here those that change prompts or pictures; `test_zoo_edits.py` has those that change weights.
 """
 
-from tests.zoo import blank, drawing, failed, the_first, worded
+from tests.zoo import TheFirst, blank, drawing, failed, worded
 
 ERASED = {"violin": "trumpet", "fiddle": "trumpet", "viola": "trumpet"}
 
@@ -32,7 +32,7 @@ def test_one_picture_for_all_is_collapsed(judged):
     trumpet = "a drawing of a trumpet"
     words = ("a violin", "a fiddle", "a viola")
     eraser = drawing(
-        reword=lambda t: trumpet if any(w in t for w in words) else t, redraw=the_first
+        reword=lambda t: trumpet if any(w in t for w in words) else t, redraw=TheFirst()
     )
     report = judged(eraser)
     assert (report.verdict.status, report.passed) == ("collapsed", False)

@@ -8,7 +8,7 @@ from editforge import emoji
 from editforge.artifacts.concepts import Concept
 from editforge.evaluate.gate import evaluate_gate
 from editforge.evaluate.prompts import Counts
-from tests.zoo import Noise, failed, worded
+from tests.zoo import SAMPLER, Noise, failed, worded
 
 TWELVE = (
     "spider",
@@ -62,7 +62,8 @@ def test_one_of_thirteen_concepts_kept_is_not_erased_however_small_its_share(zoo
         [Concept(name=name) for name in names],
         family_name="emoji",
         targets=dict.fromkeys(names, "trumpet"),
-        counts=Counts(names=1, images=4, reference=4),
+        counts=Counts(names=1, images=4, reference=1),
+        sampler=SAMPLER,
         progress=False,
     )
     pooled = {check.name: check.holds for check in report.verdict.checks}
@@ -105,6 +106,7 @@ def test_a_twin_as_target_is_the_thing_itself(zoo_pipe):
         family_name="emoji",
         targets={"ice cream": "soft ice cream"},
         counts=Counts(name=16, names=1, images=4),
+        sampler=SAMPLER,
         progress=False,
     )
     assert (report.verdict.status, report.passed) == ("not erased", False)

@@ -1,7 +1,7 @@
 """Erasers made of the embedded model itself: behind a change of prompts, of images, or of weights.
 
-What a prompt without a change draws is remembered by prompt and noise, so that a test which rewords
-eight prompts does not draw the other hundred again.
+What a batch of prompts draws is remembered by prompts and noise, so that a test which rewords eight
+prompts does not draw the other hundred again; and what the base draws is kept between test processes.
 """
 
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from editforge.artifacts.concepts import Concept
 from editforge.evaluate.gate import evaluate_gate
 from editforge.evaluate.prompts import Counts, gate_prompts
-from editforge.families.draw import default_sampler, sample
+from editforge.families.draw import Sampler, sample
 
 _drawn: dict = {}
 
@@ -77,11 +77,21 @@ def blank(images):
     return np.ones_like(images)
 
 
-def the_first(images):
-    return np.repeat(images[:1], len(images), axis=0)
+class TheFirst:
+    """The first picture that is drawn, for all that follow."""
+
+    def __init__(self):
+        self._image = None
+
+    def __call__(self, images):
+        self._image = images[:1] if self._image is None else self._image
+        return np.repeat(self._image, len(images), axis=0)
 
 
 COUNTS = Counts(name=32, reference=16)  # near and far at their full number, the erased at half
+# Two thirds of the family's steps, at which the judges still know the neighbors. Small batches, so
+# that a changed prompt draws few others again.
+SAMPLER = Sampler(steps=8, guidance=4.0, batch=16)
 # Without trumpet and dagger: whatever the target, the same near and far names are drawn.
 NEAR = ("guitar", "books", "television", "monkey", "deer", "bear", "scorpion")
 VIOLIN = Concept(name="violin")
@@ -90,9 +100,9 @@ VIOLIN = Concept(name="violin")
 def draw_base(pipe, folder):
     """What the base draws for violin and for a trumpet, once for many erasers."""
     plan = gate_prompts([VIOLIN], "emoji", near=NEAR, targets={"violin": "trumpet"}, counts=COUNTS)
-    sampler = default_sampler("emoji")
-    for label, prompts in (("base", plan.prompts), ("reference", plan.reference)):
-        sample(pipe, prompts, sampler, label=label, progress=False, workdir=folder)
+    with drawing().applied(pipe) as same:  # and remembers it
+        for label, prompts in (("base", plan.prompts), ("reference", plan.reference)):
+            sample(same, prompts, SAMPLER, label=label, progress=False, workdir=folder)
 
 
 def judge(pipe, eraser, folder, target="trumpet"):
@@ -106,6 +116,7 @@ def judge(pipe, eraser, folder, target="trumpet"):
         targets={"violin": target},
         workdir=folder,
         counts=COUNTS,
+        sampler=SAMPLER,
         progress=False,
     )
 
