@@ -212,7 +212,7 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
     pushed = (
         f"editforge push {shlex.quote(str(folder))} YOUR-NAME/{folder_name(_names(recipe))}-erased"
     )
-    then = _remedy(result, recipe, command) if failed else pushed
+    then = _remedy(result, recipe, command) if failed else _judged(result, recipe) or pushed
     targets = result.targets.concepts if result.targets else ()
     out.data(report.summary() if report else "not judged: the recipe's evaluate is null")
     out.data(f"pictures: {folder / 'evaluate' / 'grid.png'}" if report else "")
@@ -231,6 +231,19 @@ def _execute(recipe: Recipe, folder: Path, command: str, out: Output, dry_run: b
         out.say(f"the gate failed: {report.verdict.status}. The package is marked as failed.")
     out.hint(then)
     return GATE_FAILED if failed else DONE
+
+
+def _judged(result: Result, recipe: Recipe) -> str | None:
+    """The command that has it judged, where the family has no judge and none was named."""
+    report = result.report
+    if report is None or report.passed is not None or report.judges:
+        return None
+    if recipe.evaluate is None or recipe.evaluate.judge != "family":
+        return None
+    from editforge.judges.known import named_for
+
+    which = named_for([(concept.name, concept.kind) for concept in recipe.concepts])
+    return shlex.join(["editforge", "evaluate", str(result.folder), "--judge", which])
 
 
 def _remedy(result: Result, recipe: Recipe, command: str) -> str:
