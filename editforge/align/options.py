@@ -82,7 +82,15 @@ class LoraOptions(StageConfig):
         check_tracker(self.tracker)
 
     def check_model(self, model: Described) -> None:
-        """Endings that some linear map of the denoiser has."""
+        """Endings that some linear map of the denoiser has, and a denoiser that reads noise alone."""
+        reads, writes = (model.shapes.get(f"{name}.weight") for name in ("conv_in", "conv_out"))
+        if reads and writes and reads[1] != writes[0]:
+            raise RecipeError(
+                "training needs a denoiser that reads noise alone",
+                got=f"one that reads {reads[1]} channels and writes {writes[0]}",
+                allowed="a closed form: --method default",
+                next="or erase from the base checkpoint; its LoRA fits this one too",
+            )
         known = [n.removesuffix(".weight") for n, shape in model.shapes.items() if len(shape) == 2]
         matching(known, self.modules)
 

@@ -140,9 +140,7 @@ def _format(header: dict[str, str], table: dict[str, TensorInfo]) -> str:
 
 def _family(kind: str, table: dict[str, TensorInfo]) -> str | None:
     if kind == "kohya LoRA":
-        stems = {
-            stem for name in table if (stem := name.split(".")[0]) and not _OF_TEXT.match(stem)
-        }
+        stems = {stem for name in table if not (stem := name.split(".")[0]).startswith("lora_te")}
         modules = {m for f in LAYOUTS for s, m in kohya_modules(f).items() if s in stems}
         unknown = {stem for stem in stems if not any(stem in kohya_modules(f) for f in LAYOUTS)}
         return best_family(modules | unknown, _text_width(table))
