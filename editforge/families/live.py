@@ -30,13 +30,25 @@ class LiveModel:
     Args:
         pipe: the user's pipeline; text is encoded by it, maps are read from its denoiser.
         family: None detects it.
+        clip_skip: as for `Model`; so are the next two.
+        steps: of a picture; None: as the pipeline's kind is drawn.
+        guidance: see steps.
 
     Raises:
         FamilyError: unknown architecture, or adapters or edits of ours on it: it is not the base.
         EditError: offloaded, quantized or fused: the maps are not what the pipeline computes with.
     """
 
-    def __init__(self, pipe: Any, family: str | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        family: str | None = None,
+        *,
+        clip_skip: int | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+    ) -> None:
+        self._drawn: dict[str, Any] = {"steps": steps, "guidance": guidance}
         self._pipe, unet = pipe, uncompiled(getattr(pipe, "unet", None))
         if unet is None:
             raise _unlike(pipe, "a pipeline whose denoiser is no UNet", "pipe.unet is not there")
@@ -50,7 +62,7 @@ class LiveModel:
         self.modules = {g: [f"{self.family.denoiser}.{p}" for p in ps] for g, ps in found.items()}
         for part in self.family.text:
             check_here(part.encoder, getattr(pipe, part.encoder))
-        self.encoder = TextEncoder(_reads_text(pipe), self.family, self.family.clip_skip(None))
+        self.encoder = TextEncoder(_reads_text(pipe), self.family, self.family.clip_skip(clip_skip))
         self.prediction_type = str(pipe.scheduler.config.get("prediction_type", "epsilon"))
         self.label, self.device = "a pipeline in memory", str(pipe.device)
         self.revision: str | None = None
@@ -69,7 +81,8 @@ class LiveModel:
         """How its pictures are drawn."""
         scheduler = self._pipe.scheduler
         told = {**scheduler.config, "_class_name": type(scheduler).__name__}
-        return own_sampler(self.family, uncompiled(self._pipe.unet).config, told)
+        config = uncompiled(self._pipe.unet).config
+        return own_sampler(self.family, config, told, **self._drawn)
 
     def pipeline(self) -> Any:
         """The user's own pipeline: whoever changes it puts it back."""

@@ -78,7 +78,11 @@ def erase(
     if preserve is not None:
         overrides["preserve"] = list(preserve)
     recipe = resolve(method, overrides, options)
-    context = Context(LiveModel(pipe, family), recipe.seed, progress, say=to_logger)
+    told = recipe.model
+    model = LiveModel(
+        pipe, family, clip_skip=told.clip_skip, steps=told.steps, guidance=told.guidance
+    )
+    context = Context(model, recipe.seed, progress, say=to_logger)
     return cast(WeightEdit, solve_in_memory(recipe, context))
 
 
