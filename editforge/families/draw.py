@@ -221,7 +221,8 @@ def _draw(
         **_beside(pipe, batch, sampler, size),
     }
     takes = signature(pipe.__call__).parameters
-    pixels = pipe(**{key: value for key, value in words.items() if key in takes}).images
+    whatever = any(one.kind is one.VAR_KEYWORD for one in takes.values())
+    pixels = pipe(**{key: value for key, value in words.items() if whatever or key in takes}).images
     if not np.isfinite(pixels).all():
         raise EditforgeError(
             "the model draws NaN or infinity",
