@@ -97,22 +97,29 @@ def build(family: str, folder: Path) -> None:
 
 
 def _stream(module, path: Path) -> None:
-    """Random float16 weights under the module's own names and shapes."""
+    """Random float16 weights under the module's own names and shapes: stretches of one long row."""
     import torch
 
     from editforge.ground.files import LazyTensor, write_safetensors
 
-    def random(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    row = torch.randn(2**24).mul_(0.02).half()
+
+    def random(name: str, shape: tuple[int, ...], place: int) -> torch.Tensor:
         if len(shape) == 1:  # a norm, or a bias
             kind = torch.ones if name.endswith("weight") else torch.zeros
             return kind(shape, dtype=torch.float16)
-        return torch.randn(shape).mul_(0.02).half()
+        count = torch.Size(shape).numel()
+        if count > len(row):
+            return row.repeat(-(-count // len(row)))[:count].reshape(shape)
+        start = place * 100_003 % (len(row) - count + 1)
+        return row[start : start + count].reshape(shape)
 
-    def lazy(name: str, shape: tuple[int, ...]) -> LazyTensor:
-        return LazyTensor(torch.float16, shape, lambda: random(name, shape))
+    def lazy(name: str, shape: tuple[int, ...], place: int) -> LazyTensor:
+        return LazyTensor(torch.float16, shape, lambda: random(name, shape, place))
 
     state = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    write_safetensors(path, {name: lazy(name, shape) for name, shape in state.items()}, {})
+    tensors = {name: lazy(name, state[name], at) for at, name in enumerate(state)}
+    write_safetensors(path, tensors, {})
 
 
 def tokenizer(pad_token: str):
@@ -176,7 +183,8 @@ def watched(command: list[str], environment: dict[str, str], run: Path) -> dict[
             pid, code, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 break
-            stage = next((p.name.split(".")[1] for p in run.glob(".*.partial")), "outside")
+            at_work = (p.name.split(".")[1] for p in run.glob(".*.partial") if p.is_dir())
+            stage = next(at_work, "outside")
             row, peak = status(process.pid), seen.setdefault(stage, {})
             for key in ("VmRSS", "RssAnon"):
                 peak[key] = max(peak.get(key, 0), row.get(key, 0))

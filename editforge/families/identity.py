@@ -30,6 +30,7 @@ from editforge.families.editable import uncompiled
 from editforge.families.schema import Family
 from editforge.ground.disk import sha256_json
 from editforge.ground.errors import EditError, PackageError
+from editforge.ground.memory import give_back
 
 _PROBES = 8
 _ROWS = 64  # of a weight that is no text-reading map
@@ -115,6 +116,7 @@ def identify(pieces: Iterable[Piece], family: Family) -> Identity:
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         found = list(pool.map(one, pieces))
+    give_back()
     rows = sorted((row for row, _ in found), key=str)
     return Identity(sha256_json(rows), _sum([part for _, part in found]))
 
