@@ -17,12 +17,14 @@ import yaml
 from PIL import Image, PngImagePlugin
 
 from editforge import emoji
+from editforge.artifacts.lora.write import NAME as LORA
 from editforge.artifacts.low_rank import LowRank
 from editforge.artifacts.sums import verify_folder
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.schema import load_family
 from editforge.ground.disk import read_json, write_json
 from editforge.ground.errors import PackageError
+from editforge.ground.files import read_header
 from editforge.package.build import Package, build_package
 from editforge.package.scrub import mark_paths, scan
 from tests.models import opened
@@ -396,7 +398,7 @@ def test_card_snippets_run_and_the_lora_draws_what_the_folder_draws(tmp_path: Pa
     assert (images["lora"] - stock).abs().max() > 1e-2
     assert (images["lora"] - images["pipeline"]).abs().max() < 1e-3
     assert (images["unet"] - images["pipeline"]).abs().max() < 1e-3
-    assert not (done.repositories["lora"] / "kohya").exists()
+    assert [p.name for p in done.repositories["lora"].glob("*.safetensors")] == [LORA]
 
 
 def test_licenses_of_the_embedded_model_travel_and_are_a_link_that_the_hub_takes(
@@ -471,5 +473,15 @@ def test_single_file_of_another_prediction_type_is_refused(
     with pytest.raises(PackageError, match="cannot say how its model predicts"):
         build(velocity, tmp_path / "p", None, exports=("single-file",))
     done = build(velocity, tmp_path / "q", None, exports=("lora",))
-    assert "no kohya base for v_prediction" in done.notes[0]
-    assert not (done.repositories["lora"] / "kohya").exists()
+    header, _ = read_header(done.repositories["lora"] / f"{done.name}.safetensors")
+    assert header["ss_base_model_version"] == "sd_v1_v"
+
+
+def test_a_prediction_type_that_no_app_has_a_name_for_gives_no_kohya_file_and_a_note(
+    model: TinyModel, tmp_path: Path
+) -> None:
+    other = replace(model, prediction_type="sample")
+    done = build(other, tmp_path / "q", None, exports=("lora",))
+    assert "no kohya base for sample" in done.notes[0]
+    assert "No kohya file" in (done.repositories["lora"] / "README.md").read_text()
+    assert [p.name for p in done.repositories["lora"].glob("*.safetensors")] == [LORA]
