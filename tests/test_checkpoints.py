@@ -24,6 +24,7 @@ from editforge.ground.errors import EditforgeError
 from editforge.ground.files import read_header
 from editforge.package.base import Weights
 from editforge.package.exports import check_exports, exporter
+from editforge.run.plan import plan
 from tests.kinds import KINDS, build
 from tests.models import LOOSE, family_file, recipe, solved
 from tests.tiny import TEXT_WIDTHS
@@ -166,6 +167,17 @@ def test_every_form_of_it_holds_the_base_and_the_edit(name):
 )
 def test_one_file_says_how_it_is_sampled(name, keys):
     assert seen(name)["single-file"]["says"] == keys
+
+
+@pytest.mark.parametrize(
+    "name", ["SDXL refiner, folder", "LCM of SD 1.x, folder", "InstructPix2Pix, folder"]
+)
+def test_what_is_drawn_unlike_others_can_be_planned(name, tmp_path):
+    path, options = build(tmp_path, KINDS[name])
+    told = {"model": {"id": str(path), "device": "cpu", **options}}
+    fixed = {"target": {"use": "fixed", "text": "trumpet"}}
+    with tiny_families():
+        assert "picture" in plan(recipe("violin", told | fixed, method="uce"), tmp_path).text()
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -18,6 +18,7 @@ from torch import Tensor
 from editforge.families.editable import uncompiled
 from editforge.ground.errors import RecipeError
 
+_AESTHETIC = 6.0  # what stock pipelines tell a refiner instead of a target size
 _SMALL = 1024  # latent positions up to which an attention matrix is kept in full
 
 
@@ -57,7 +58,10 @@ class Denoiser:
         self.shape = (int(config.in_channels), int(side), int(side))
         self._pooled = getattr(config, "addition_embed_type", None) == "text_time"
         pixels = side * factor
-        self._sizes = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]], device=self.device)
+        last = (
+            [_AESTHETIC] if getattr(pipe.config, "requires_aesthetics_score", 0) else [pixels] * 2
+        )
+        self._sizes = torch.tensor([[pixels, pixels, 0, 0, *last]], device=self.device)
 
     @contextmanager
     def frozen(self, *, checkpointing: bool = False) -> Iterator[None]:

@@ -120,9 +120,10 @@ class Outline:
             states = torch.empty(1, self.reader.window, self.family.text_width)
             more: dict[str, Any] = {}
             if config.addition_embed_type == "text_time":
-                times = 6 * config.addition_time_embed_dim
-                pooled = torch.empty(1, config.projection_class_embeddings_input_dim - times)
-                more = {"text_embeds": pooled, "time_ids": torch.empty(1, 6)}
+                pooled = torch.empty(1, self.family.text[-1].width)
+                times = config.projection_class_embeddings_input_dim - pooled.shape[1]
+                ids = torch.empty(1, times // config.addition_time_embed_dim)  # a refiner has five
+                more = {"text_embeds": pooled, "time_ids": ids}
             time = torch.empty((), dtype=torch.long)
         step = _flops(lambda: self.denoiser(noise, time, states, added_cond_kwargs=more))
         return steps * (1 + (guidance > 1)) * step + _flops(lambda: decoder.decode(latents))
