@@ -28,6 +28,7 @@ from editforge.run.check import check_model
 from tests.command import editforge
 from tests.kinds import DISTILLED, INPAINT, KINDS, PIX2PIX, build
 from tests.models import LOOSE, family_file, opened, recipe, solved, tiny_folder
+from tests.test_checkpoints import refiner_family
 from tests.tiny import random_edit, tiny_family, tiny_model, tiny_pipeline
 
 TRUMPET = {"target": {"use": "fixed", "text": "trumpet"}}
@@ -202,11 +203,18 @@ def test_a_denoiser_that_reads_a_picture_is_not_trained_and_is_told_so_at_once(t
         check_model(made, model)
 
 
-def test_an_inpainting_model_goes_through_the_command_with_its_pictures(tmp_path):
-    folder, _ = build(tmp_path, KINDS["SD 1.x inpainting, folder"])
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("SD 1.x inpainting, folder", lambda: family_file("sd1")),
+        ("SDXL refiner, folder", refiner_family),
+    ],
+)
+def test_what_paints_over_goes_through_the_command_with_its_pictures(name, family, tmp_path):
+    folder, _ = build(tmp_path, KINDS[name])
     done = editforge(
         *("erase", "violin", "--method", "uce", "--target", "trumpet", "--preserve", "guitar"),
-        *("--model", str(folder), "--set", f"model.family={family_file('sd1')}"),
+        *("--model", str(folder), "--set", f"model.family={family()}"),
         *("--set", "mine=null", "--set", "model.steps=1", "--output", "out", "--json"),
         *(word for line in LOOSE for word in ("--set", line)),
         cwd=tmp_path,

@@ -54,7 +54,7 @@ def surroundings(pipe: Any) -> list[str]:
         type(pipe.scheduler).__name__,
         str(sorted(pipe.scheduler.config.items())),
         *(f"{library} {version(library)}" for library in _LIBRARIES),
-        *(str(part.dtype) for part in (pipe.unet, pipe.vae, pipe.text_encoder)),
+        *(str(getattr(part, "dtype", None)) for part in (pipe.unet, pipe.vae, pipe.text_encoder)),
         f"{device.type} {name} {capability} {torch.get_num_threads()}",
     ]
 
