@@ -282,9 +282,9 @@ def test_shared_matrix_is_not_copied_for_each_module(model: TinyModel) -> None:
     ("concepts", "name"),
     [
         (["Violin"], "sd1-violin-erased"),
-        (["Van Gogh", "Café"], "sd1-van-gogh-cafe-erased"),
+        (["Van Gogh", "Café"], "sd1-van-gogh-cafe-850f7dc4-erased"),
         (["a", "b", "c", "d"], "sd1-a-and-3-more-erased"),
-        (["水"], "sd1-concept-erased"),
+        (["水"], "sd1-name-327b54d0-erased"),
     ],
 )
 def test_release_names_are_lower_case_digits_and_hyphens(concepts: list[str], name: str) -> None:
