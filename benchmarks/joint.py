@@ -25,8 +25,9 @@ from editforge.cli.output import quiet_libraries
 from editforge.evaluate import metrics
 from editforge.evaluate.prompts.emoji import held_out, subject
 from editforge.families.config import ModelConfig
-from editforge.families.draw import default_sampler, sample
+from editforge.families.draw import sample
 from editforge.families.open import open_model
+from editforge.families.sampling import default_sampler
 from editforge.families.vocabulary import thinned
 from editforge.ground.errors import EditError
 from editforge.judges import judge_images, load_judges

@@ -38,9 +38,10 @@ from editforge.evaluate.prompts import Counts, Prompt, gate_prompts
 from editforge.evaluate.prompts.emoji import held_out
 from editforge.evaluate.verdict import WELL_DRAWN, WIPED
 from editforge.families.config import ModelConfig
-from editforge.families.draw import default_sampler, sample
+from editforge.families.draw import sample
 from editforge.families.model import Model
 from editforge.families.open import open_model
+from editforge.families.sampling import default_sampler
 from editforge.ground.disk import sha256_json, write_text
 from editforge.ground.keyed import keyed
 from editforge.judges import judge_images, load_judges

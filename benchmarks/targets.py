@@ -38,9 +38,10 @@ from editforge.evaluate import metrics
 from editforge.evaluate.prompts import Counts, gate_prompts
 from editforge.evaluate.prompts.emoji import held_out
 from editforge.families.config import ModelConfig
-from editforge.families.draw import default_sampler, sample
+from editforge.families.draw import sample
 from editforge.families.model import Model
 from editforge.families.open import open_model
+from editforge.families.sampling import default_sampler
 from editforge.families.vocabulary import group_of
 from editforge.judges import NONE, judge_images, load_judges
 from editforge.recipe.contract import Context

@@ -14,7 +14,7 @@ import torch
 
 from editforge.evaluate import gate
 from editforge.evaluate.prompts import Counts, Prompt
-from editforge.families import draw, pictures
+from editforge.families import draw, pictures, sampling
 from editforge.families.draw import Sampler, sample
 from editforge.families.model import Model, Origin
 from editforge.ground.errors import RecipeError
@@ -179,7 +179,7 @@ def test_a_second_run_draws_the_edited_model_alone_and_ends_with_the_same_bytes(
 ):
     counts = Counts(name=2, least=2, names=1, images=1, reference=1)
     monkeypatch.setattr(gate, "evaluate_gate", functools.partial(gate.evaluate_gate, counts=counts))
-    monkeypatch.setattr(draw, "default_sampler", lambda family: ONE)
+    monkeypatch.setattr(sampling, "default_sampler", lambda family: ONE)
     base = save_tiny(tmp_path / "base", "sd1")
     overrides = {
         "concepts": [{"name": "violin"}],

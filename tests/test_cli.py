@@ -342,11 +342,11 @@ def test_the_card_and_the_verdict_agree(default_run):
 FEW_PICTURES = """
 import functools
 from editforge.evaluate import gate
-from editforge.families import draw
+from editforge.families import sampling
 from editforge.evaluate.prompts import Counts
 counts = Counts(name=8, least=4, names=4, images=2, reference=4)
-sampler = draw.Sampler(steps=3, guidance=4.0, batch=16)
-draw.default_sampler = lambda family: sampler
+sampler = sampling.Sampler(steps=3, guidance=4.0, batch=16)
+sampling.default_sampler = lambda family: sampler
 gate.evaluate_gate = functools.partial(gate.evaluate_gate, counts=counts)
 """
 

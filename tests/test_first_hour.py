@@ -13,10 +13,10 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from editforge.artifacts.lora.read import read_lora
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.families.config import ModelConfig
-from editforge.families.draw import Sampler, Shown, default_sampler, sample
+from editforge.families.draw import Sampler, Shown, sample
 from editforge.families.live import LiveModel
 from editforge.families.model import Model, Origin
-from editforge.families.sampling import own_sampler
+from editforge.families.sampling import default_sampler, own_sampler
 from editforge.families.schema import Family, load_family
 from editforge.ground.disk import dump_yaml
 from editforge.ground.errors import FamilyError, PackageError, RecipeError

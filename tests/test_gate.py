@@ -18,7 +18,8 @@ from editforge.artifacts.report import Estimate, Report, Verdict
 from editforge.artifacts.weight_edit import WeightEdit
 from editforge.evaluate.gate import evaluate_gate
 from editforge.evaluate.prompts import Counts, gate_prompts
-from editforge.families.draw import Sampler, default_sampler, noise, own_size, sample
+from editforge.families.draw import Sampler, noise, own_size, sample
+from editforge.families.sampling import default_sampler
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
 from editforge.judges import NONE, judge_images, load_judges
 from tests.tiny import tiny_pipeline

@@ -217,7 +217,8 @@ def violin(embedded):
 
 def test_pictures_are_the_same_again_and_near_those_of_the_cpu(embedded):
     from editforge import emoji
-    from editforge.families.draw import Shown, default_sampler, sample
+    from editforge.families.draw import Shown, sample
+    from editforge.families.sampling import default_sampler
 
     asked = [Shown("violin", "an emoji of a violin", (0, 1, 2, 3))]
     sampler = default_sampler("emoji")

@@ -19,7 +19,7 @@ from editforge.edit.held import background
 from editforge.edit.vectors import Columns
 from editforge.evaluate import gate
 from editforge.evaluate.prompts import Counts, Prompt
-from editforge.families import draw, encode, vocabulary
+from editforge.families import draw, encode, sampling, vocabulary
 from editforge.families.config import ModelConfig
 from editforge.families.draw import Sampler, sample
 from editforge.families.encode import TextEncoder
@@ -208,7 +208,7 @@ def test_a_run_hashes_each_file_of_its_base_once_and_no_weight_that_it_draws_wit
     counts = Counts(name=2, least=2, names=1, images=1, reference=0)
     few = functools.partial(gate.evaluate_gate, counts=counts)
     monkeypatch.setattr(gate, "evaluate_gate", few)
-    monkeypatch.setattr(draw, "default_sampler", lambda family: ONE)
+    monkeypatch.setattr(sampling, "default_sampler", lambda family: ONE)
     monkeypatch.setattr(gate, "weights_digest", None)  # whoever calls it fails
     monkeypatch.setattr(draw, "weights_digest", None)
     base = save_tiny(tmp_path / "base", "sd1")

@@ -15,7 +15,7 @@ from huggingface_hub.utils import close_session
 from editforge.artifacts.report import Report
 from editforge.evaluate import gate
 from editforge.evaluate.prompts import Counts
-from editforge.families import draw
+from editforge.families import sampling
 from editforge.families.config import ModelConfig
 from editforge.families.open import open_model
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
@@ -36,11 +36,11 @@ from tests.tiny import save_tiny
 FEW = """
 import functools
 from editforge.evaluate import gate
-from editforge.families import draw
+from editforge.families import sampling
 from editforge.evaluate.prompts import Counts
 counts = Counts(name=8, least=4, names=2, images=2, reference=4)
-sampler = draw.Sampler(steps=8, guidance=4.0, batch=32)
-draw.default_sampler = lambda family: sampler
+sampler = sampling.Sampler(steps=8, guidance=4.0, batch=32)
+sampling.default_sampler = lambda family: sampler
 gate.evaluate_gate = functools.partial(gate.evaluate_gate, counts=counts, dtype="float32")
 """
 DRIFT = FEW.replace("steps=8", "steps=1")  # where nothing is judged
@@ -221,8 +221,8 @@ def few(monkeypatch):
     counts = Counts(name=2, least=2, names=1, images=1, reference=0)
     small = functools.partial(gate.evaluate_gate, counts=counts, dtype="float32")
     monkeypatch.setattr(gate, "evaluate_gate", small)
-    sampler = draw.Sampler(steps=2, guidance=4.0, batch=8)
-    monkeypatch.setattr(draw, "default_sampler", lambda family: sampler)
+    sampler = sampling.Sampler(steps=2, guidance=4.0, batch=8)
+    monkeypatch.setattr(sampling, "default_sampler", lambda family: sampler)
 
 
 def tiny_run(folder, base, exports, **model):

@@ -36,6 +36,7 @@ from editforge import emoji
 from editforge.evaluate.prompts import THRESHOLD_SEEDS, Prompt
 from editforge.evaluate.prompts.emoji import held_out
 from editforge.families import draw as generate
+from editforge.families.sampling import default_sampler
 from editforge.ground.disk import write_json
 from editforge.ground.names import with_article
 from editforge.judges import calibration
@@ -51,7 +52,7 @@ _TWICE = (0, 3, 6)
 def main() -> None:
     """Draw, measure, write `calibration.json`."""
     prompts = calibration_prompts()
-    images = generate.sample(emoji.load_pipeline(), prompts, generate.default_sampler("emoji"))
+    images = generate.sample(emoji.load_pipeline(), prompts, default_sampler("emoji"))
     rows = [prompt for prompt in prompts for _ in prompt.seeds]
     near = _near(images, rows)
     write_json(

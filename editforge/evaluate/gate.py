@@ -29,12 +29,12 @@ from editforge.evaluate.verdict import poor_targets, verdict
 from editforge.families.draw import (
     Precision,
     Sampler,
-    default_sampler,
     own_size,
     sample,
     sampling_dtype,
     weights_digest,
 )
+from editforge.families.sampling import default_sampler
 from editforge.ground.errors import RecipeError
 from editforge.ground.team import Team
 from editforge.judges import Judge, load_judges, named_for

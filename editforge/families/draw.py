@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from inspect import signature
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -32,7 +32,6 @@ from editforge.families.pictures import (
     surroundings,
 )
 from editforge.families.sampling import Sampler as Sampler
-from editforge.families.sampling import default_sampler as default_sampler
 from editforge.ground.disk import sha256_file, sha256_json
 from editforge.ground.errors import EditforgeError, PackageError, RecipeError
 from editforge.ground.files import read_header, read_tensors, write_safetensors
@@ -218,9 +217,9 @@ def _draw(
         "height": size,
         "width": size,
         "output_type": "np",
-        **_beside(pipe, batch, sampler, size),
     }
     takes = signature(pipe.__call__).parameters
+    words |= _beside(takes, batch, sampler, size)
     whatever = any(one.kind is one.VAR_KEYWORD for one in takes.values())
     pixels = pipe(**{key: value for key, value in words.items() if whatever or key in takes}).images
     if not np.isfinite(pixels).all():
@@ -235,13 +234,15 @@ def _draw(
 
 
 def _beside(
-    pipe: Any, batch: list[tuple[Drawable, int]], sampler: Sampler, size: int
+    takes: Mapping[str, Parameter],
+    batch: list[tuple[Drawable, int]],
+    sampler: Sampler,
+    size: int,
 ) -> dict[str, Any]:
     """What a pipeline draws from beside noise: gray everywhere, all of it to be painted over.
 
     Noise that a pipeline or its scheduler makes itself comes from generators with the same keys.
     """
-    takes = signature(pipe.__call__).parameters
     asks = "image" in takes and takes["image"].default is None
     words: dict[str, Any] = {}
     if asks:

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from editforge.artifacts.eraser import Eraser
 from editforge.artifacts.report import RESULTS, SCHEMA, NameRate, Verdict
 from editforge.families.config import ModelConfig
-from editforge.families.draw import Sampler, Shown, default_sampler, sample
+from editforge.families.draw import Sampler, Shown, sample
 from editforge.families.model import Model
 from editforge.families.open import open_model
 from editforge.families.schema import Family
@@ -99,7 +99,7 @@ class Trial:
     @property
     def sampler(self) -> Sampler:
         """As the gate draws; one picture at a time."""
-        return replace(default_sampler(self.family), batch=1)
+        return replace(self.model.sampler, batch=1)
 
     @property
     def has_strength(self) -> bool:
@@ -125,8 +125,8 @@ class Trial:
             prompt: what to draw; what the text encoder cannot read is said in `Pair.cut`.
             seed: of the noise.
             strength: 1 is the eraser as it ships, 0 the base bit for bit.
-            steps: None: the family's.
-            guidance: None: the family's.
+            steps: None: as the checkpoint is drawn.
+            guidance: None: as the checkpoint is drawn.
             tick: takes the share that is done.
 
         Raises:
