@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from editforge.families.schema import Family, load_family, shipped_families
+from editforge.families.schema import Family, TextSlice, load_family, shipped_families
 from editforge.ground.disk import read_json
 from editforge.ground.errors import FamilyError
 from editforge.ground.files import TensorInfo
@@ -55,12 +55,31 @@ def check_parts(
     for part in family.text:
         row = index.get(part.encoder)
         name = row[1] if isinstance(row, list) and len(row) == 2 else None
-        if name not in CLIP:
-            raise _other(family, f"{part.encoder} is {name or 'not there'}", " or ".join(CLIP))
         path = folder / part.encoder / "config.json"
         width = read_json(path).get("hidden_size") if path.is_file() else None
-        if width is not None and width != part.width:
-            raise _other(family, f"{part.encoder} has width {width}", str(part.width))
+        if problem := encoder_fault(part, part.encoder, name, width):
+            raise FamilyError(
+                f"this model has another text side than family {family.name}",
+                got=problem,
+                allowed=f"{' or '.join(CLIP)} of width {part.width}",
+                next="only causal CLIP encoders are read: editforge list families",
+            )
+
+
+def encoder_fault(part: TextSlice, place: str, name: str | None, width: int | None) -> str | None:
+    """Why an encoder is not the family's; None: it is.
+
+    Args:
+        part: what the family says of it.
+        place: what to call it.
+        name: its class; None: there is none.
+        width: of its states; None: not known.
+    """
+    if name is None:
+        return f"{place} is not there"
+    if name not in CLIP:
+        return f"{place} is a {name}, not a {CLIP[0]}"
+    return None if width in (None, part.width) else f"{place} has width {width}, not {part.width}"
 
 
 def check_channels(family: Family, config: Mapping[str, Any]) -> None:
@@ -96,12 +115,3 @@ def in_eight_bits(tables: Iterable[Mapping[str, TensorInfo]]) -> None:
                     next="name the 16-bit checkpoint it was made from, or a single file: an fp8 "
                     "single file is read as float16",
                 )
-
-
-def _other(family: Family, got: str, allowed: str) -> FamilyError:
-    return FamilyError(
-        f"this model has another text side than family {family.name}",
-        got=got,
-        allowed=allowed,
-        next="only causal CLIP encoders are read: editforge list families",
-    )

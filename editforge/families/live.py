@@ -9,7 +9,7 @@ from torch import Tensor
 
 from editforge.families.editable import check_acts, check_here, uncompiled
 from editforge.families.encode import TextEncoder
-from editforge.families.fits import CLIP, check_channels
+from editforge.families.fits import check_channels, encoder_fault
 from editforge.families.identity import (
     Identity,
     Sketch,
@@ -178,15 +178,10 @@ def _reads_text(pipe: Any) -> Any:
 
 
 def _no_encoder(pipe: Any, part: TextSlice) -> str | None:
-    """Why the pipeline's encoder is not the family's; None: it is."""
     encoder = uncompiled(getattr(pipe, part.encoder, None))
-    name = type(encoder).__name__
-    if encoder is None:
-        return f"pipe.{part.encoder} is not there"
-    if name not in CLIP:
-        return f"pipe.{part.encoder} is a {name}, not a {CLIP[0]}"
-    own = encoder.config.hidden_size
-    return None if own == part.width else f"pipe.{part.encoder} has width {own}, not {part.width}"
+    name = None if encoder is None else type(encoder).__name__
+    width = getattr(getattr(encoder, "config", None), "hidden_size", None)
+    return encoder_fault(part, f"pipe.{part.encoder}", name, width)
 
 
 def _unlike(pipe: Any, what: str, got: str) -> FamilyError:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from editforge.families.encode import TextEncoder
+from editforge.families.promised import outlined
 from editforge.families.sampling import Sampler, own_sampler
 from editforge.families.schema import Family
 from editforge.ground.disk import read_json
@@ -58,7 +59,9 @@ class Outline:
         """The UNet on the meta device."""
         from diffusers import UNet2DConditionModel
 
-        return _meta(UNet2DConditionModel, self.folder / self.family.denoiser)
+        return outlined(
+            UNet2DConditionModel, read_json(self.folder / self.family.denoiser / "config.json")
+        )
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -110,7 +113,7 @@ class Outline:
         """
         from diffusers import AutoencoderKL
 
-        decoder = _meta(AutoencoderKL, self.folder / "vae")
+        decoder = outlined(AutoencoderKL, read_json(self.folder / "vae" / "config.json"))
         factor = 2 ** (len(decoder.config.block_out_channels) - 1)
         config = self.denoiser.config
         side = size // factor if size else config.sample_size
@@ -156,11 +159,6 @@ def reader(folder: Path, family: Family) -> TextEncoder:
             next="download it again; safetensors alone are read",
         ) from None
     return TextEncoder(SimpleNamespace(**parts), family)
-
-
-def _meta(cls: Any, folder: Path) -> Any:
-    with torch.device("meta"):
-        return cls.from_config(read_json(folder / "config.json")).eval()
 
 
 def _flops(call: Callable[[], Any]) -> float:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -113,9 +113,23 @@ def words_of(
     return words
 
 
-def lists_for(family: Family, source: str, kind: str) -> tuple[str, ...]:
-    """The kinds whose words a concept of one kind is compared with: its own, where lists have kinds."""
-    return (kind,) if source == "family" and family.words == "kinds" else KINDS
+class _OfKind(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+K = TypeVar("K", bound=_OfKind)
+
+
+def compared_alike(
+    family: Family, source: str, concepts: Iterable[K]
+) -> dict[tuple[str, ...], list[K]]:
+    """Kinds of lists to the concepts compared with their words: their own, where lists have kinds."""
+    found: dict[tuple[str, ...], list[K]] = {}
+    for concept in concepts:
+        own = source == "family" and family.words == "kinds"
+        found.setdefault((concept.kind,) if own else KINDS, []).append(concept)
+    return found
 
 
 def unnamed(family: Family, words: Sequence[str], erased: Sequence[str]) -> list[str]:

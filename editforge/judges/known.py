@@ -82,8 +82,7 @@ class Known:
         if self.missing:
             return f"not installed: {self.install}"
         if self.hub:
-            there = "in the Hub's cache" if in_hub_cache(self.hub) else "downloaded when first used"
-            return there
+            return "in the Hub's cache" if in_hub_cache(self.hub) else "downloaded when first used"
         return "installed"
 
 

@@ -22,7 +22,7 @@ from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood, Neighbors
 from editforge.families.by_kind import kept_only
 from editforge.families.metric import text_metric
-from editforge.families.vocabulary import check_words, lists_for, load_vocabulary
+from editforge.families.vocabulary import check_words, compared_alike, load_vocabulary
 from editforge.ground.names import (
     CONTAINED,
     fold,
@@ -89,10 +89,7 @@ def vocabulary(inputs: MineInputs, config: VocabularyConfig, context: Context) -
     for concept in inputs.concepts:
         for text in (*concept.names, *spellings(concept.name)):
             context.model.encoder.check(text)
-    alike: dict[tuple[str, ...], list[Concept]] = {}
-    for concept in inputs.concepts:
-        kinds = lists_for(context.model.family, config.words, concept.kind)
-        alike.setdefault(kinds, []).append(concept)
+    alike = compared_alike(context.model.family, config.words, inputs.concepts)
     found: dict[str, Neighborhood] = {}
     with context.bar(len(inputs.concepts), "mining") as bar:
         for kinds, concepts in alike.items():

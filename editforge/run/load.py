@@ -90,7 +90,7 @@ def _of_run(folder: Path) -> Eraser:
 
 def _inside(folder: Path) -> Iterator[Path]:
     """Where an eraser may lie in a folder, the most finished first."""
-    stages = [step.name for step in reversed(LINE) if step.erases]
+    stages = _ERASING[::-1]
     for stage in (*stages, ""):
         yield folder / stage / WeightEdit.file
     for place in ("package/lora", "lora", ""):

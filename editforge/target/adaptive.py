@@ -21,7 +21,7 @@ from pydantic import Field
 from editforge.artifacts.concepts import Concept
 from editforge.artifacts.neighbors import Neighbor, Neighborhood
 from editforge.artifacts.targets import Candidate, Target, Targets
-from editforge.families.vocabulary import apart, lists_for, load_vocabulary
+from editforge.families.vocabulary import apart, compared_alike, load_vocabulary
 from editforge.ground.errors import EditError
 from editforge.recipe.contract import Context, StageConfig, TargetInputs
 from editforge.recipe.registry import register
@@ -114,10 +114,7 @@ def adaptive(inputs: TargetInputs, config: AdaptiveConfig, context: Context) -> 
     Raises:
         EditError: no candidate is left, with the counts of what was passed over.
     """
-    alike: dict[tuple[str, ...], list[Concept]] = {}
-    for concept in inputs.concepts:
-        kinds = lists_for(context.model.family, inputs.neighbors.source, concept.kind)
-        alike.setdefault(kinds, []).append(concept)
+    alike = compared_alike(context.model.family, inputs.neighbors.source, inputs.concepts)
     panel = _panel(inputs, config, context)
     found: dict[str, Target] = {}
     with context.bar(len(inputs.concepts), "choosing targets") as bar:
